@@ -1,0 +1,286 @@
+"""The command line: `flywheel profile | run | replay | train | app`.
+
+Every command reads its input whole and checks it before it works, shows a progress bar on standard error
+while it works, and prints its result on standard output: a table for people, `--json` for scripts.
+Bad input is one line on standard error and exit status 2; heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.errors import InputError
+from engine.files import write_atomically
+from sim import paths
+
+app = typer.Typer(
+    name="flywheel",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure a real language model on real hardware, then run the company that sells it.",
+)
+_errors = Console(stderr=True)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a script to read.")]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
+]
+
+
+@app.command(epilog="Example: flywheel profile smollm2-135m --price-usd-per-hour 0.0496")
+def profile(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="smollm2-135m (bundled), a local directory, a GGUF file, a hub id, or ARCH@dummy."
+        ),
+    ] = "smollm2-135m",
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it (default: out/profiles/MODEL.json).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    price_usd_per_hour: Annotated[
+        float | None, typer.Option(help="What this machine costs per hour (default: from the catalog).")
+    ] = None,
+    budget_s: Annotated[float, typer.Option(help="Seconds to spend on measuring.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Order of the measurements.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure a model on this machine: step times, memory, power where the machine tells, and cost."""
+    from engine.profile import describe
+    from engine.profiler import measure_profile
+
+    target = out or paths.measured_profiles_dir() / f"{model.replace('/', '--')}.json"
+    with _progress(f"profile {model}") as report:
+        measured = measure_profile(
+            model,
+            device=device,
+            dtype=dtype,
+            price_usd_per_hour=price_usd_per_hour,
+            budget_s=budget_s,
+            seed=seed,
+            progress=report,
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    measured.save(target)
+    rows = describe(measured)
+    if as_json:
+        _print_json({"profile": str(target), "content_hash": measured.content_hash, **dict(rows)})
+    else:
+        _print_table(f"{model} on {measured.hardware.name}", rows)
+        print(f"Profile: {target}")
+
+
+@app.command(
+    epilog="Example: flywheel run scenarios/api_startup.yaml --set market.price_usd_per_mtok_output=2.0"
+)
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario file, or the name of a shipped one.")
+    ] = "api_startup",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one assumption; repeatable."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the random streams (default: the scenario's).")
+    ] = None,
+    profile: ProfileOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the outputs (default: out/SCENARIO).")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run a company through its months and write report.html, monthly.csv, ledger.parquet, result.json."""
+    from engine.profile import Profile
+    from sim.company import simulate
+    from sim.report import headline_rows, write_outputs
+    from sim.scenario import Scenario
+
+    chosen = Scenario.load(scenario)
+    if overrides:
+        chosen = chosen.override(_parse_overrides(overrides))
+    measured = Profile.load(paths.resolve_profile(chosen.deployment.model, profile))
+    folder = out or Path("out") / Path(scenario).stem
+    with _progress(f"run {Path(scenario).stem}") as report:
+        result = simulate(chosen, seed=seed, profile=measured, progress=report)
+    written = write_outputs(result, folder)
+    if as_json:
+        _print_json({"report": str(written), "seed": result.seed, "headline": result.headline})
+    else:
+        _print_table(chosen.name, headline_rows(result))
+        print(f"Report: {written}")
+
+
+@app.command(epilog="Example: flywheel replay requests.csv --replicas 40 --out per_request.csv")
+def replay(
+    trace: Annotated[
+        Path, typer.Argument(help="CSV: arrived_s,prompt_tokens,output_tokens or an Azure trace.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Model whose profile drives the simulated clock.")
+    ] = "smollm2-135m",
+    profile: ProfileOption = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Number of equal replicas.")] = 1,
+    router: Annotated[str, typer.Option(help="least_outstanding or round_robin.")] = "least_outstanding",
+    out: Annotated[Path | None, typer.Option(help="Write one CSV row per request here.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Replay a request trace on simulated replicas with the engine's own scheduler."""
+    from engine.profile import Profile
+    from sim import serving, workload
+
+    requests = workload.read_trace(trace)
+    measured = Profile.load(paths.resolve_profile(model, profile))
+    started = time.perf_counter()
+    frame, stats = serving.replay_with_stats(
+        requests,
+        step_time=measured.step_time_model(),
+        scheduler=measured.scheduler_config(),
+        replicas=replicas,
+        router=router,
+    )
+    wall_s = time.perf_counter() - started
+    metrics = serving.summary(frame, stats)
+    if out is not None:
+        write_atomically(out, frame.to_csv(index=False))
+    if as_json:
+        _print_json({"requests": len(frame), "wall_s": wall_s, **metrics})
+        return
+    _print_table(
+        f"{trace.name} on {replicas} replicas", [(key, f"{value:,.4g}") for key, value in metrics.items()]
+    )
+    print(f"{len(frame):,} requests simulated in {wall_s:.2f} s ({len(frame) / wall_s:,.0f} per second)")
+
+
+@app.command(
+    epilog="Example: flywheel train texts/ --layers 4 --hidden-size 128 --steps 200 --out out/training"
+)
+def train(
+    texts: Annotated[list[Path], typer.Argument(help="Text or JSONL files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its tokenizer and the report.")] = Path(
+        "out/training"
+    ),
+    architecture: Annotated[str, typer.Option(help="llama, bloom or gpt2.")] = "llama",
+    layers: Annotated[int, typer.Option(min=1, help="Transformer layers.")] = 4,
+    hidden_size: Annotated[int, typer.Option(min=8, help="Width of the residual stream.")] = 128,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Clean, deduplicate, tokenize and split texts, then train a Transformer on them with AdamW."""
+    from dataclasses import asdict
+
+    from engine.trainer import TrainConfig, run_training
+
+    config = TrainConfig(
+        architecture=architecture, layers=layers, hidden_size=hidden_size, steps=steps, seed=seed
+    )
+    with _progress("train") as report:
+        trained = run_training(texts, out, config, progress=report)
+    summary = {key: value for key, value in asdict(trained).items() if isinstance(value, (int, float, str))}
+    if as_json:
+        _print_json(summary)
+    else:
+        _print_table(
+            "Training",
+            [
+                (key, f"{value:,.4g}" if isinstance(value, float) else str(value))
+                for key, value in summary.items()
+            ],
+        )
+        print(f"Model: {out}")
+
+
+@app.command("app", epilog="Example: flywheel app --port 8501")
+def open_app(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the web app.")] = 8501,
+    headless: Annotated[bool, typer.Option(help="Don't open a browser.")] = False,
+) -> None:
+    """Open the web app (Streamlit) on this machine."""
+    script = Path(__file__).resolve().parent.parent / "app.py"
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
+    command += ["--server.address", "127.0.0.1"]
+    if headless or not sys.stdout.isatty():
+        command += ["--server.headless", "true"]
+    raise typer.Exit(subprocess.call(command, cwd=script.parent))
+
+
+def main() -> None:
+    """Entry point of the console script: bad input is one line and exit status 2, never a traceback."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _errors.print("interrupted")
+        sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"flywheel: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` words to {dotted key: value}; values are read as YAML scalars, like in the file."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {pair}: found no KEY=VALUE; write for example --set market.churn=0.03")
+        try:
+            values[key.strip()] = YAML(typ="safe", pure=True).load(text)
+        except YAMLError:
+            raise InputError(f"--set {pair}: the value {text!r} is not a YAML value") from None
+    return values
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
+    """A progress bar on standard error; yields report(fraction done, what is being done)."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
+        task = bar.add_task(title, total=1.0)
+
+        def report(fraction: float, what: str = "") -> None:
+            bar.update(task, completed=fraction, description=f"{title}: {what}" if what else title)
+
+        yield report
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    from sim.report import json_ready
+
+    print(json.dumps(json_ready(value), indent=2))
+
+
+def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    table.add_column(style="dim")
+    table.add_column(justify="right", overflow="fold")
+    for label, value in rows:
+        table.add_row(label, value)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
