@@ -1,0 +1,162 @@
+"""The command line as a user meets it: results, and one clear line with status 2 on bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sim import cli, paths
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT = ROOT / "scenarios" / "api_startup.yaml"
+Flywheel = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def flywheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Flywheel:
+    """Run the command line in an empty working directory; gives (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["flywheel", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    """A copy of the default scenario with one piece of text replaced."""
+    text = DEFAULT.read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "edited.yaml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    return path
+
+
+def assert_refused(outcome: tuple[int, str, str], *parts: str) -> None:
+    """Status 2, nothing on standard output, one line on standard error that holds every part."""
+    status, out, err = outcome
+    assert status == 2, err
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    for part in parts:
+        assert part in err
+
+
+def test_run_writes_the_four_outputs(flywheel: Flywheel, tmp_path: Path) -> None:
+    status, out, _ = flywheel("run", DEFAULT, "--seed", "7", "--out", "there")
+    assert status == 0
+    assert "Report: there/report.html" in out
+    names = {path.name for path in (tmp_path / "there").iterdir()}
+    assert names == {"report.html", "monthly.csv", "ledger.parquet", "result.json"}
+    ledger = pd.read_parquet(tmp_path / "there" / "ledger.parquet")
+    assert len(ledger) > 1000
+    assert len(pd.read_csv(tmp_path / "there" / "monthly.csv")) == 36
+    html = (tmp_path / "there" / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)=["']?https?://""", html), "the report must open without network"
+
+
+def test_run_is_reproducible_and_overrides_change_it(flywheel: Flywheel) -> None:
+    words = ("run", DEFAULT, "--seed", "7", "--json")
+    first, again = (json.loads(flywheel(*words)[1]) for _ in range(2))
+    assert first == again
+    dearer = json.loads(flywheel(*words, "--set", "market.price_usd_per_mtok_output=2.0")[1])
+    assert dearer["headline"] != first["headline"]
+
+
+def test_replay_reports_every_request(flywheel: Flywheel, tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text(
+        "arrived_s,prompt_tokens,output_tokens\n0,100,10\n0.5,50,20\n1.0,10,5\n"
+    )
+    status, out, _ = flywheel("replay", "trace.csv", "--out", "each.csv", "--json")
+    assert status == 0
+    assert json.loads(out)["requests"] == 3
+    each = pd.read_csv(tmp_path / "each.csv")
+    assert (each["finished_s"] > each["first_token_s"]).all()
+
+
+@pytest.mark.parametrize(
+    ("pair", "parts"),
+    [
+        (
+            "market.price_usd_per_mtok_outputs=1",
+            ["market.price_usd_per_mtok_outputs", "price_usd_per_mtok_output"],
+        ),
+        ("market.price_usd_per_mtok_output=-1", ["market.price_usd_per_mtok_output", "-1"]),
+        ("market.price_usd_per_mtok_output=cheap", ["market.price_usd_per_mtok_output", "cheap"]),
+        ("horizon_months=0", ["horizon_months", "0"]),
+        ("marketing", ["KEY=VALUE"]),
+    ],
+)
+def test_a_bad_override_is_one_line(flywheel: Flywheel, tmp_path: Path, pair: str, parts: list[str]) -> None:
+    assert_refused(flywheel("run", DEFAULT, "--set", pair), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_scenario_file_is_one_line(flywheel: Flywheel, tmp_path: Path) -> None:
+    assert_refused(flywheel("run", "nowhere.yaml"), "nowhere.yaml")
+    assert_refused(flywheel("run", tmp_path), str(tmp_path))
+    unknown = edited(tmp_path, "price_usd_per_mtok_output:", "price_usd_per_mtok_ouptut:")
+    assert_refused(flywheel("run", unknown), "edited.yaml", "ouptut", "price_usd_per_mtok_output", "line")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: A\nmarket: {price: [1, 2\n")
+    assert_refused(flywheel("run", broken), "broken.yaml", "line 3", "column 1")
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("")
+    assert_refused(flywheel("run", empty), "empty.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00name")
+    assert_refused(flywheel("run", binary), "binary.yaml")
+    tagged = tmp_path / "tagged.yaml"
+    tagged.write_text("name: !!python/object/apply:os.system ['touch owned']\n")
+    assert_refused(flywheel("run", tagged), "tagged.yaml")
+    assert not (tmp_path / "owned").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_profile_is_one_line(flywheel: Flywheel, tmp_path: Path) -> None:
+    shipped = paths.shipped_profiles_dir() / "smollm2-135m.json"
+    assert_refused(flywheel("run", DEFAULT, "--profile", "none.json"), "none.json", "flywheel profile")
+    truncated = tmp_path / "truncated.json"
+    truncated.write_text(shipped.read_text(encoding="utf-8")[:1000], encoding="utf-8")
+    assert_refused(flywheel("run", DEFAULT, "--profile", truncated), "truncated.json", "line")
+    other = tmp_path / "other.json"
+    content = json.loads(shipped.read_text(encoding="utf-8"))
+    content["model"]["name"] = "gpt2"
+    other.write_text(json.dumps(content), encoding="utf-8")
+    assert_refused(flywheel("run", DEFAULT, "--profile", other), "other.json", "gpt2", "smollm2-135m")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_trace_is_one_line(flywheel: Flywheel, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrived_s,prompt_tokens,output_tokens\n0,100,10\n1,0,20\n")
+    assert_refused(flywheel("replay", trace), "trace.csv", "3", "prompt_tokens")
+    trace.write_text("when,prompt\n1,2\n")
+    assert_refused(flywheel("replay", trace), "trace.csv", "arrived_s")
+
+
+def test_every_command_has_help_with_an_example(flywheel: Flywheel) -> None:
+    for command in ("profile", "run", "replay", "train", "app"):
+        status, out, _ = flywheel(command, "--help")
+        assert status == 0
+        assert f"Example: flywheel {command}" in " ".join(out.split())
+
+
+def test_the_console_script_exits_with_2() -> None:
+    script = shutil.which("flywheel", path=str(Path(sys.executable).parent))
+    assert script, "install the package first: make test does"
+    done = subprocess.run([script, "run", "nowhere.yaml"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
