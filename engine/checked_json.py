@@ -1,7 +1,7 @@
 """Read JSON that somebody may have edited or cut off into dataclasses, checking every key and type.
 
-The engine reads its artefacts without pydantic. All numbers in them are quantities: negative, infinite and NaN
-are refused. Every complaint is one line: file, key, what was found, what is allowed.
+The engine reads its artefacts without pydantic. All numbers in them are quantities: negative, infinite and
+NaN are refused. Every complaint is one line: file, key, what was found, what is allowed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 def build(cls: type[T], value: Any, file: str, key: str = "") -> T:
     """A `cls` (dataclass) from a JSON object; nested dataclasses, tuples, lists and optional fields follow.
 
-    Fields with a default may be missing. Annotated types understood: str, bool, int, float, X | None, tuple[X, ...],
-    tuple[X, Y], list[X], dict[str, X], Any (scalars and containers of them), dataclasses, Literal.
+    Fields with a default may be missing. Annotated types understood: str, bool, int, float, X | None,
+    tuple[X, ...], tuple[X, Y], list[X], dict[str, X], Any (scalars and containers of them), dataclasses,
+    Literal.
 
     Raises:
         InputError: a key is missing or unknown, a type is wrong, a number is negative or not finite.

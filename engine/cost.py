@@ -2,17 +2,18 @@
 
 Machine time is allocated by the phase that causes it, so that prompt and output add up to the whole bill:
 
-- full load means the machine never waits: it alternates between steps full of prompt tokens and decode steps at
-  the largest batch that is still efficient;
+- full load means the machine never waits: it alternates between steps full of prompt tokens and decode steps
+  at the largest batch that is still efficient;
 - a prompt token costs the mean step time of prefilling a reference prompt in full chunks, per token;
-- an output token costs the time of one decode step of the efficient batch at the reference context, per request;
-- the efficient batch is the smallest measured one that reaches 95 % of the best decode throughput of the batches
-  the scheduler allows: beyond it, requests only wait longer;
+- an output token costs the time of one decode step of the efficient batch at the reference context, per
+  request;
+- the efficient batch is the smallest measured one that reaches 95 % of the best decode throughput of the
+  batches the scheduler allows: beyond it, requests only wait longer;
 - USD per million tokens = seconds per token · price per hour / 3600 · 10⁶.
 
-Typical load: the machine is paid for every hour but loaded, on average, at `typical_load` of the throughput above,
-so a token costs 1/typical_load as much. Mixed steps (chunks riding along with decodes) are a little cheaper than
-this; the simulator, which runs them, says by how much for a given traffic.
+Typical load: the machine is paid for every hour but loaded, on average, at `typical_load` of the throughput
+above, so a token costs 1/typical_load as much. Mixed steps (chunks riding along with decodes) are a little
+cheaper than this; the simulator, which runs them, says by how much for a given traffic.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def cost_table(
         reference_context_tokens=context,
         basis=(
             f"prompts of {prompt} tokens prefilled in chunks of up to {max_step_tokens}; "
-            f"{batch} requests decoding together at a mean context of {context} tokens; typical load means the machine "
-            f"is paid for all hours and works at {typical_load:.0%} of that throughput"
+            f"{batch} requests decoding together at a mean context of {context} tokens; "
+            f"typical load means the machine is paid for all hours and works at {typical_load:.0%} of that throughput"
         ),
     )
 

@@ -1,7 +1,7 @@
 """Accelerators and machines: what they can do, what they cost, and which one this is.
 
-The catalog holds data-sheet numbers (dense, without sparsity) and list prices, each with its source and the date
-it was read. `detect` describes the machine at hand; what it cannot tell stays None and is never made up.
+The catalog holds data-sheet numbers (dense, without sparsity) and list prices, each with its source and the
+date it was read. `detect` describes the machine at hand; what it cannot tell stays None and is never made up.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _row(
 CATALOG: tuple[Accelerator, ...] = (
     _row("A100 SXM 80 GB", 80, bf16=312, tb_per_s=2.039, watts=400, pattern=r"A100.*SXM.*80GB"),
     _row(
-        "A100 PCIe 80 GB", 80, price=1.39, spot=1.39, price_source=_RUNPOD, pattern=r"A100.*(80GB PCIe|PCIE-80GB)"
+        "A100 PCIe 80 GB", 80, price=1.39, spot=1.39, price_source=_RUNPOD,
+        pattern=r"A100.*(80GB PCIe|PCIE-80GB)",
     ),
     _row(
         "H100 SXM 80 GB", 80, bf16=989, fp8=1979, tb_per_s=3.35, watts=700,
@@ -124,7 +125,8 @@ class HardwareInfo:
 
 
 def lookup(name: str) -> Accelerator:
-    """The catalog's row for `name`; case, blanks and dashes don't matter, and an unambiguous beginning will do.
+    """The catalog's row for `name`; case, blanks and dashes don't matter, and an unambiguous beginning will
+    do.
 
     Raises:
         InputError: no such accelerator (names the nearest one), or the name fits several rows.
@@ -151,8 +153,8 @@ def match_device(device_name: str) -> Accelerator | None:
 def detect(device: str = "cpu", price_usd_per_hour: float | None = None) -> HardwareInfo:
     """Describe this machine; torch is imported only for device="cuda".
 
-    The price is the one given, else the catalog's for a known accelerator, else that of a virtual machine with
-    this many cores. An accelerator without a list price needs `price_usd_per_hour`.
+    The price is the one given, else the catalog's for a known accelerator, else that of a virtual machine
+    with this many cores. An accelerator without a list price needs `price_usd_per_hour`.
 
     Raises:
         InputError: unknown device, CUDA asked for but absent, negative price, no price known.
@@ -167,16 +169,16 @@ def detect(device: str = "cpu", price_usd_per_hour: float | None = None) -> Hard
 def _detect_cpu(price_usd_per_hour: float | None) -> HardwareInfo:
     cores = visible_cores()
     given = price_usd_per_hour is not None
+    price = cores * CPU_PRICE_USD_PER_VCPU_HOUR if price_usd_per_hour is None else price_usd_per_hour
     return HardwareInfo(
         name=f"{cpu_model()}, {cores} cores",
         device="cpu",
         cores=cores,
         threads=cores,
         memory_bytes=memory_bytes(),
-        price_usd_per_hour=price_usd_per_hour if given else cores * CPU_PRICE_USD_PER_VCPU_HOUR,  # type: ignore[arg-type]
-        price_source="given by the user" if given else CPU_PRICE_SOURCE,
-        price_date=_today() if given else CPU_PRICE_DATE,
-    )
+        price_usd_per_hour=price_usd_per_hour if given else cores * CPU_PRICE_USD_PER_VCPU_HOUR,  # type:
+        ignore[arg-type] price_source="given by the user" if given else CPU_PRICE_SOURCE, price_date=_today()
+        if given else CPU_PRICE_DATE, )
 
 
 def _detect_cuda(price_usd_per_hour: float | None) -> HardwareInfo:

@@ -1,8 +1,9 @@
-"""The profile: what was measured of a model on a machine, how well the step-time model fits it, what it costs.
+"""The profile: what was measured of a model on a machine, how well the step-time model fits it, what it
+costs.
 
-A Profile is the artefact between the two halves of the program: `engine.profiler` writes it, the simulator reads
-it. It carries its own provenance (hardware, versions, date, method, fit error, the raw measurements), so that
-every figure drawn from it can say where it comes from. No torch here.
+A Profile is the artefact between the two halves of the program: `engine.profiler` writes it, the simulator
+reads it. It carries its own provenance (hardware, versions, date, method, fit error, the raw measurements),
+so that every figure drawn from it can say where it comes from. No torch here.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class FitReport:
-    """How well the step-time model reproduces the measurements; errors are |predicted - measured| / measured."""
+    """How well the step-time model fits the measurements; an error is |predicted - measured| / measured."""
 
     train_points: int
     held_out_points: int
@@ -91,8 +92,8 @@ class FitReport:
 class Profile:
     """Measured (or predicted) speed, memory, power and cost of one model on one machine.
 
-    Times are seconds; `scheduler` holds the fields of the `SchedulerConfig` that the engine ran with; `memory` bytes
-    by name; `power` mean watts and their source, or the reason why there are none.
+    Times are seconds; `scheduler` holds the fields of the `SchedulerConfig` that the engine ran with;
+    `memory` bytes by name; `power` mean watts and their source, or the reason why there are none.
     """
 
     schema_version: int
@@ -113,7 +114,7 @@ class Profile:
     def step_time(
         self, prefill: Sequence[tuple[int, int]] = (), decode_contexts: Sequence[int] = ()
     ) -> float:
-        """Seconds of one step: prefill chunks of (chunk_tokens, context_tokens) and one token per decode context."""
+        """Seconds of one step: prefill [(chunk_tokens, context_tokens)] and one token per decode context."""
         return self.coefficients.step_time(prefill, decode_contexts)
 
     def step_time_model(self) -> RooflineStepTime:
@@ -127,8 +128,9 @@ class Profile:
         known = {f.name for f in fields(SchedulerConfig)}
         for key in self.scheduler:
             if key not in known:
+                allowed = ", ".join(sorted(known))
                 raise InputError(
-                    f"profile of {self.model.name}: scheduler.{key}: unknown key, allowed: {', '.join(sorted(known))}"
+                    f"profile of {self.model.name}: scheduler.{key}: unknown key, allowed: {allowed}"
                 )
         return SchedulerConfig(**self.scheduler)
 
@@ -217,7 +219,8 @@ def describe(profile: Profile) -> list[tuple[str, str]]:
     rows += [
         (
             "Price of the machine",
-            f"{hardware.price_usd_per_hour:.4g} USD per hour ({hardware.price_source}, {hardware.price_date})",
+            f"{hardware.price_usd_per_hour:.4g} USD per hour "
+            f"({hardware.price_source}, {hardware.price_date})",
         ),
         (
             "Cost at full load",
@@ -226,8 +229,8 @@ def describe(profile: Profile) -> list[tuple[str, str]]:
         ),
         (
             f"Cost at {cost.typical_load:.0%} load",
-            f"{_usd(cost.usd_per_mtok_prompt_typical)} prompt, {_usd(cost.usd_per_mtok_output_typical)} output "
-            "USD per million tokens",
+            f"{_usd(cost.usd_per_mtok_prompt_typical)} prompt, {_usd(cost.usd_per_mtok_output_typical)} "
+            "output USD per million tokens",
         ),
     ]
     return rows

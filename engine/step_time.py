@@ -13,8 +13,8 @@ One step runs a packed batch: each decoding request brings one token, each prefi
   query-key pair; d: gathering the earlier keys and values of a chunk; b: overhead per chunk.
 
 The terms are the roofline's (Williams et al. 2009) with the work counts of a Transformer (Kaplan et al. 2020,
-table 1). Every coefficient is ≥ 0, so time never falls when work is added, inside the measured grid or beyond.
-No torch here, and no numpy in the hot path: the simulator asks for millions of steps.
+table 1). Every coefficient is ≥ 0, so time never falls when work is added, inside the measured grid or
+beyond. No torch here, and no numpy in the hot path: the simulator asks for millions of steps.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 
@@ -67,7 +68,7 @@ class RooflineStepTime:
             knots, slopes = getattr(self, f"{name}_knots"), getattr(self, f"{name}_slopes_s")
             if not knots or knots[0] != 0 or len(knots) != len(slopes):
                 raise ValueError(f"{name}_knots must start at 0 and have one slope each: {knots}, {slopes}")
-            if any(b <= a for a, b in zip(knots, knots[1:], strict=False)):
+            if any(b <= a for a, b in pairwise(knots)):
                 raise ValueError(f"{name}_knots must increase: {knots}")
             base = [0.0]
             for start, end, slope in zip(knots, knots[1:], slopes, strict=False):
@@ -100,7 +101,8 @@ class RooflineStepTime:
         return self.decode_run_from_sums(len(decode_contexts), sum(decode_contexts), steps)
 
     def decode_run_from_sums(self, batch: int, context_sum: int, steps: int) -> float:
-        """`decode_run` for a caller that keeps the batch size and the sum of its contexts: O(1), no list needed.
+        """`decode_run` for a caller that keeps the batch size and the sum of its contexts: O(1), no list
+        needed.
 
         The contexts of step i add up to context_sum + i·batch.
         """

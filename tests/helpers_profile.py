@@ -23,10 +23,21 @@ def synthetic_profile(
         prefill_context_s=1.0e-6 / speed,
     )
     shape = ModelShape(
-        name=model, architecture="LlamaForCausalLM", parameters=134_515_008, layers=30, hidden_size=576,
-        intermediate_size=1536, attention_heads=9, kv_heads=3, head_dim=64, vocab_size=49_152,
-        max_context_tokens=8192, dtype="float32", weight_bytes=538_060_032, kv_bytes_per_token=46_080,
-    )  # fmt: skip
+        name=model,
+        architecture="LlamaForCausalLM",
+        parameters=134_515_008,
+        layers=30,
+        hidden_size=576,
+        intermediate_size=1536,
+        attention_heads=9,
+        kv_heads=3,
+        head_dim=64,
+        vocab_size=49_152,
+        max_context_tokens=8192,
+        dtype="float32",
+        weight_bytes=538_060_032,
+        kv_bytes_per_token=46_080,
+    )
     return Profile(
         schema_version=SCHEMA_VERSION,
         created_at="2026-11-01T00:00:00+00:00",
@@ -41,7 +52,7 @@ def synthetic_profile(
             price_usd_per_hour=price_usd_per_hour,
             price_source="made up for tests",
             price_date="2026-11",
-        ),  # fmt: skip
+        ),
         software={"python": "3.11"},
         method={"note": "made up for unit tests, measured nowhere"},
         scheduler={
@@ -50,7 +61,7 @@ def synthetic_profile(
             "block_tokens": 16,
             "num_blocks": 4096,
             "prefix_caching": True,
-        },  # fmt: skip
+        },
         coefficients=times,
         fit=FitReport(
             train_points=0,
@@ -60,7 +71,7 @@ def synthetic_profile(
             max_relative_error=0.0,
             train_median_relative_error=0.0,
             repeat_spread=0.0,
-        ),  # fmt: skip
+        ),
         cost=cost_table(
             times,
             price_usd_per_hour,
@@ -68,7 +79,7 @@ def synthetic_profile(
             max_running_requests=64,
             max_context_tokens=8192,
             cache_tokens=65_536,
-        ),  # fmt: skip
+        ),
         memory={"weight_bytes": shape.weight_bytes},
         power={"mean_w": None, "reason": "made up for tests"},
     )
