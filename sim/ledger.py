@@ -1,0 +1,205 @@
+"""The books: double entry in integer micro-dollars, kept in columns.
+
+Models the general ledger of a company. Every event that moves money is one posting of two or more lines whose
+debits (positive) and credits (negative) add up to exactly zero; nothing else holds an amount of money anywhere.
+Reports are queries over the lines (`sim.statements`, `sim.metrics`), so they cannot disagree with each other.
+
+A month of the books is 730 hours (8,760 / 12): months are comparable and the time axis stays one number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from array import array
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+HOURS_PER_MONTH = 730
+MICRO_PER_USD = 1_000_000
+
+Kind = Literal["asset", "liability", "equity", "revenue", "cogs", "opex"]
+
+# Account → its type. COGS and opex follow the SaaS definitions: training and research are operating expense.
+CHART: dict[str, Kind] = {
+    "cash": "asset",
+    "receivable": "asset",
+    "payable": "liability",
+    "paid_in_capital": "equity",
+    "revenue_tokens": "revenue",
+    "revenue_seats": "revenue",
+    "revenue_services": "revenue",
+    "serving_reserved": "cogs",
+    "serving_on_demand": "cogs",
+    "support": "cogs",
+    "payment_fees": "cogs",
+    "training_compute": "opex",
+    "data": "opex",
+    "people_research": "opex",
+    "people_sales": "opex",
+    "people_general": "opex",
+    "marketing": "opex",
+    "other_opex": "opex",
+}
+
+
+def micro(usd: float) -> int:
+    """US dollars as whole micro-dollars (the only rounding money ever sees)."""
+    return round(usd * MICRO_PER_USD)
+
+
+class Ledger:
+    """An append-only list of balanced postings over a fixed chart of accounts.
+
+    Lines are held in typed columns, so that years of postings take megabytes and a query is one numpy call.
+    """
+
+    def __init__(self, chart: dict[str, Kind] | None = None) -> None:
+        self.chart: dict[str, Kind] = dict(chart or CHART)
+        self.accounts: list[str] = list(self.chart)
+        self._account_index = {name: index for index, name in enumerate(self.accounts)}
+        self._words: dict[str, int] = {}  # memos and parties repeat: store each once
+        self._posting_time_h = array("d")
+        self._posting_memo = array("q")
+        self._posting_party = array("q")
+        self._line_posting = array("q")
+        self._line_account = array("q")
+        self._line_micro = array("q")
+
+    def __len__(self) -> int:
+        """Number of postings."""
+        return len(self._posting_time_h)
+
+    def post(self, time_h: float, memo: str, entries: Sequence[tuple[str, int]], party: str = "") -> None:
+        """Record one movement, whole or not at all.
+
+        Args:
+            time_h: simulated hours since the start of the first month.
+            memo: what happened, in words.
+            entries: (account, micro-dollars); debits positive, credits negative; they must add up to zero.
+            party: with whom (a supplier, or a plan and cohort of customers).
+
+        Raises:
+            ValueError: unknown account, amount that is not an int, time that is not finite and ≥ 0, unbalanced.
+        """
+        if not (math.isfinite(time_h) and time_h >= 0):
+            raise ValueError(f"posting {memo!r}: time_h is {time_h}, allowed: finite and not negative")
+        total = 0
+        for account, amount in entries:
+            if account not in self._account_index:
+                raise ValueError(f"posting {memo!r}: unknown account {account!r}")
+            if type(amount) is not int:
+                raise ValueError(f"posting {memo!r}: {account} gets {amount!r}, allowed: whole micro-dollars")
+            total += amount
+        if total != 0 or not entries:
+            raise ValueError(f"posting {memo!r}: debits and credits differ by {total} micro-dollars")
+        posting = len(self._posting_time_h)
+        self._posting_time_h.append(time_h)
+        self._posting_memo.append(self._word(memo))
+        self._posting_party.append(self._word(party))
+        for account, amount in entries:
+            self._line_posting.append(posting)
+            self._line_account.append(self._account_index[account])
+            self._line_micro.append(amount)
+
+    def balance_micro(self, account: str) -> int:
+        """Debits less credits of one account so far, in micro-dollars."""
+        columns = self._columns()
+        return int(columns[2][columns[1] == self._account_index[account]].sum())
+
+    def monthly_micro(self, months: int) -> NDArray[np.int64]:
+        """Debits less credits per account and month, in micro-dollars; shape [accounts, months], exact."""
+        posting, account, amount = self._columns()
+        totals = np.zeros((len(self.accounts), months), dtype=np.int64)
+        if len(posting):
+            month = self._posting_months()[posting]
+            inside = month < months
+            np.add.at(totals, (account[inside], month[inside]), amount[inside])
+        return totals
+
+    def monthly_by_party(self, accounts: Sequence[str], months: int) -> dict[str, NDArray[np.int64]]:
+        """Credits less debits of some accounts per party and month: {party: micro-dollars [months]}, exact."""
+        posting, account, amount = self._columns()
+        chosen = np.isin(account, [self._account_index[name] for name in accounts])
+        posting, amount = posting[chosen], amount[chosen]
+        if not len(posting):
+            return {}
+        month = self._posting_months()[posting]
+        word = np.array(self._posting_party, dtype=np.int64)[posting]
+        distinct, row = np.unique(word, return_inverse=True)
+        totals = np.zeros((len(distinct), months), dtype=np.int64)
+        inside = month < months
+        np.add.at(totals, (row[inside], month[inside]), -amount[inside])
+        words = list(self._words)
+        return {words[index]: totals[position] for position, index in enumerate(distinct)}
+
+    def trial_balance(self) -> pd.DataFrame:
+        """Every account with its type and its balance as debit or credit, in USD; the two columns add up alike."""
+        balances = self.monthly_micro(self._months()).sum(axis=1)
+        return pd.DataFrame(
+            {
+                "account": self.accounts,
+                "type": [self.chart[name] for name in self.accounts],
+                "debit_usd": np.maximum(balances, 0) / MICRO_PER_USD,
+                "credit_usd": np.maximum(-balances, 0) / MICRO_PER_USD,
+                "balance_microusd": balances,
+            }
+        ).set_index("account")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per line: posting, time_h, month_index, memo, party, account, type, amount_microusd (debit > 0)."""
+        posting, account, amount = self._columns()
+        words = np.array(list(self._words), dtype=object)
+        memo = np.array(self._posting_memo, dtype=np.int64)
+        party = np.array(self._posting_party, dtype=np.int64)
+        types = np.array([self.chart[name] for name in self.accounts], dtype=object)
+        names = np.array(self.accounts, dtype=object)
+        return pd.DataFrame(
+            {
+                "posting": posting,
+                "time_h": np.array(self._posting_time_h, dtype=np.float64)[posting],
+                "month_index": self._posting_months()[posting],
+                "memo": words[memo[posting]] if len(posting) else [],
+                "party": words[party[posting]] if len(posting) else [],
+                "account": names[account],
+                "type": types[account],
+                "amount_microusd": amount,
+            }
+        )
+
+    def content_hash(self) -> str:
+        """sha256 over every posting in order: equal hashes mean the same books, line for line."""
+        digest = hashlib.sha256()
+        for column in (
+            self._posting_time_h,
+            self._posting_memo,
+            self._posting_party,
+            self._line_posting,
+            self._line_account,
+            self._line_micro,
+        ):
+            digest.update(column.tobytes())
+        digest.update("\0".join([*self.accounts, *self._words]).encode())
+        return digest.hexdigest()
+
+    def _word(self, text: str) -> int:
+        return self._words.setdefault(text, len(self._words))
+
+    def _columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        # Copies, because an array that numpy looks into cannot grow.
+        return (
+            np.array(self._line_posting, dtype=np.int64),
+            np.array(self._line_account, dtype=np.int64),
+            np.array(self._line_micro, dtype=np.int64),
+        )
+
+    def _posting_months(self) -> NDArray[np.int64]:
+        times = np.array(self._posting_time_h, dtype=np.float64)
+        return np.floor_divide(times, HOURS_PER_MONTH).astype(np.int64)
+
+    def _months(self) -> int:
+        return int(max(self._posting_time_h, default=0.0) // HOURS_PER_MONTH) + 1

@@ -1,0 +1,192 @@
+"""A scenario: one company in one YAML file; loaded, checked, changed by dotted key, saved with its comments.
+
+Every mistake is one line that names the file, the line, the key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import PrivateAttr, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from engine.errors import InputError
+from engine.files import write_atomically
+from sim import paths
+from sim.scenario_help import commented, explain, inconsistency, line_of
+from sim.schema import ScenarioFields
+
+_LARGEST_FILE_BYTES = 1_000_000
+_MOST_VALUES = 10_000
+_DEEPEST = 16
+
+
+class Scenario(ScenarioFields):
+    """All assumptions about one company. Immutable: `override` gives a changed copy."""
+
+    _document: CommentedMap | None = PrivateAttr(default=None)  # the YAML with its comments
+    _file: str = PrivateAttr(default="scenario")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scenario:
+        """Read a scenario file, or a shipped scenario by its bare name ("api_startup").
+
+        Raises:
+            InputError: no such file, not YAML (with line and column), or a wrong key or value (with its line).
+        """
+        file = _find(path)
+        document = _parse(file)
+        return cls.parse(_plain(document, str(path)), file=str(path), document=document)
+
+    @classmethod
+    def parse(
+        cls, values: Mapping[str, Any], *, file: str = "scenario", document: CommentedMap | None = None
+    ) -> Scenario:
+        """Check plain values; `file` and `document` (for line numbers) only serve the error messages.
+
+        Raises:
+            InputError: a wrong key or value.
+        """
+        try:
+            scenario = cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise InputError(explain(error, cls, file, document)) from None
+        problem = inconsistency(scenario)
+        if problem:
+            key, message = problem
+            raise InputError(f"{file}: {_line(document, key)}{key}: {message}")
+        scenario._document = document
+        scenario._file = file
+        return scenario
+
+    def save(self, path: str | Path) -> None:
+        """Write the scenario as YAML, whole or not at all; comments of the loaded file stay."""
+        write_atomically(path, self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """The scenario as YAML: as loaded and overridden, or, if made in code, with each key's meaning beside it."""
+        stream = io.StringIO()
+        document = self._document
+        _yaml().dump(commented(self) if document is None else document, stream)
+        return stream.getvalue()
+
+    def override(self, changes: Mapping[str, Any]) -> Scenario:
+        """A copy with some values changed, checked like a file: {"market.price_usd_per_mtok_output": 2.0}.
+
+        A source documented for a changed key no longer holds and is dropped.
+
+        Raises:
+            InputError: unknown key (names the nearest one) or wrong value.
+        """
+        values = self.model_dump(mode="python")
+        document = copy.deepcopy(self._document)
+        for key, value in changes.items():
+            for tree in (values, document):
+                if tree is not None:
+                    _set(tree, key, copy.deepcopy(value), self._file)
+            for documented in list(values["sources"]):
+                if documented == key or documented.startswith(f"{key}."):
+                    del values["sources"][documented]
+                    if document is not None and documented in (document.get("sources") or {}):
+                        del document["sources"][documented]
+        # Lines of the file would mislead about a value that came from elsewhere.
+        changed = Scenario.parse(values, file=self._file)
+        changed._document = document
+        return changed
+
+    def canonical_json(self) -> str:
+        """All values, defaults included, as JSON with sorted keys."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of the canonical JSON: equal hashes mean the same company."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+def _find(path: str | Path) -> Path:
+    file = Path(path)
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise InputError(f"{path}: is a folder, allowed: a scenario file")
+    shipped = {candidate.stem: candidate for candidate in sorted(paths.scenarios_dir().glob("*.yaml"))}
+    if str(path) in shipped:
+        return shipped[str(path)]
+    raise InputError(f"{path}: no such file, and no shipped scenario of that name ({', '.join(shipped)})")
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt", pure=True)
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    return yaml
+
+
+def _parse(file: Path) -> CommentedMap:
+    if file.stat().st_size > _LARGEST_FILE_BYTES:
+        raise InputError(f"{file}: {file.stat().st_size:,} bytes, allowed: at most {_LARGEST_FILE_BYTES:,}")
+    try:
+        document = _yaml().load(file.read_bytes().decode("utf-8-sig"))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InputError(f"{file}: {where}not YAML: {error.problem or error.context}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: byte {error.start}: not UTF-8 text") from None
+    except (YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{file}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(document, CommentedMap):
+        found = "nothing" if document is None else "no mapping of keys to values"
+        raise InputError(f"{file}: found {found}, allowed: the keys of a scenario (see `flywheel run --help`)")
+    return document
+
+
+def _plain(document: Any, file: str) -> dict[str, Any]:
+    """The document as plain Python values; refuses tags and documents that unfold without end."""
+    budget = _MOST_VALUES
+
+    def walk(node: Any, depth: int) -> Any:
+        nonlocal budget
+        budget -= 1
+        if budget < 0 or depth > _DEEPEST:
+            raise InputError(f"{file}: more than {_MOST_VALUES:,} values or {_DEEPEST} levels, allowed: fewer")
+        if isinstance(node, TaggedScalar):
+            raise InputError(f"{file}: found the YAML tag {node.tag.value}, allowed: plain values")
+        if isinstance(node, Mapping):
+            return {str(key): walk(value, depth + 1) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [walk(value, depth + 1) for value in node]
+        for kind in (bool, int, float, str):
+            if isinstance(node, kind):
+                return kind(node)
+        # ruamel keeps an anchored yes/no in an int; everything else (dates, null) goes on to the schema.
+        return node
+
+    plain: dict[str, Any] = walk(document, 0)
+    return plain
+
+
+def _set(tree: Any, key: str, value: Any, file: str) -> None:
+    *sections, last = key.split(".")
+    for depth, name in enumerate(sections):
+        inner = tree.get(name)
+        if inner is None:
+            tree[name] = inner = {}
+        if not isinstance(inner, dict):
+            raise InputError(f"{file}: {key}: unknown key; {'.'.join(sections[: depth + 1])} is a single value")
+        tree = inner
+    tree[last] = value
+
+
+def _line(document: CommentedMap | None, key: str) -> str:
+    number = line_of(document, tuple(key.split(".")))
+    return f"line {number}: " if number else ""

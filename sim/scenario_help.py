@@ -1,0 +1,213 @@
+"""What the schema says to people: one-line errors, comments for generated YAML, and checks across keys."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml.comments import CommentedMap
+
+from sim.schema import ScenarioFields
+
+Loc = tuple[Any, ...]
+
+
+def explain(
+    error: ValidationError, schema: type[BaseModel], file: str, document: CommentedMap | None = None
+) -> str:
+    """The first mistake (in the order of the file) in one line: file, line, key, found, allowed."""
+    located = [(line_of(document, item["loc"]) or 0, position, item) for position, item in enumerate(error.errors())]
+    line, _, item = min(located, key=lambda entry: entry[:2])
+    key = ".".join(str(part) for part in item["loc"])
+    where = f"{file}: line {line}: {key}" if line else f"{file}: {key}"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key, {_nearest(item['loc'], schema)}"
+    field = field_at(schema, item["loc"])
+    allowed = _allowed(field) if field is not None else item["msg"]
+    if item["type"] == "missing":
+        return f"{where}: missing, allowed: {allowed}"
+    return f"{where}: found {_found(item['input'])}, allowed: {allowed}"
+
+
+def line_of(document: CommentedMap | None, loc: Loc) -> int | None:
+    """Line (from 1) of the deepest part of a key path that stands in the file."""
+    node: Any = document
+    line = None
+    for part in loc:
+        if not isinstance(node, CommentedMap) or part not in node:
+            break
+        line = node.lc.key(part)[0] + 1 if part in (node.lc.data or {}) else line
+        node = node[part]
+    return line
+
+
+def field_at(schema: type[BaseModel], loc: Loc) -> FieldInfo | None:
+    """The schema's field at a key path; for an entry of a mapping of sections, the mapping's own field."""
+    field: FieldInfo | None = None
+    owner: type[BaseModel] | None = schema
+    for part in loc:
+        if owner is None:
+            return field
+        if part in owner.model_fields:
+            field = owner.model_fields[part]
+            owner = _section(field.annotation)
+        elif field is None or get_origin(field.annotation) is not dict:
+            return None
+    return field
+
+
+def leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
+    """(dotted key, value, field) of every single value of a scenario, in the order of the schema."""
+    for name, field in type(model).model_fields.items():
+        yield from _leaves_of(f"{prefix}{name}", getattr(model, name), field)
+
+
+def commented(model: BaseModel) -> CommentedMap:
+    """A YAML document of the model with the meaning and unit of each key as its comment."""
+    document = CommentedMap()
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            document[name] = commented(value)
+        elif isinstance(value, dict):
+            inner = CommentedMap()
+            for key, entry in value.items():
+                inner[key] = commented(entry) if isinstance(entry, BaseModel) else entry
+            document[name] = inner
+        else:
+            document[name] = value
+        unit = unit_of(field)
+        text = f"{field.description} [{unit}]" if unit else str(field.description)
+        if isinstance(document[name], CommentedMap) and document[name]:
+            document.yaml_set_comment_before_after_key(name, before=text)
+        else:
+            document.yaml_add_eol_comment(text, name, column=50)
+    return document
+
+
+def inconsistency(scenario: ScenarioFields) -> tuple[str, str] | None:
+    """(key, what is wrong) of the first contradiction between keys, None when there is none."""
+    market = scenario.market
+    total = sum(market.traffic.values())
+    for name, share in market.traffic.items():
+        if share < 0:
+            return f"market.traffic.{name}", f"found {share:g}, allowed: a share of requests, 0 to 1"
+    if abs(total - 1) > 1e-6:
+        return "market.traffic", f"found shares that add up to {total:g}, allowed: 1"
+    signups = sum(plan.signup_share for plan in market.plans.values())
+    if abs(signups - 1) > 1e-6:
+        return "market.plans", f"found signup_share that adds up to {signups:g}, allowed: 1"
+    for name, plan in market.plans.items():
+        key = f"market.plans.{name}.converts_to"
+        free = plan.monthly_fee_usd == 0 and not plan.pays_per_token
+        if plan.converts_to is not None:
+            target = market.plans.get(plan.converts_to)
+            paying = [n for n, p in market.plans.items() if p.monthly_fee_usd > 0 or p.pays_per_token]
+            if target is None or plan.converts_to not in paying:
+                return key, f"found {plan.converts_to!r}, allowed: a paying plan ({', '.join(paying)})"
+            if not free:
+                return key, f"found {plan.converts_to!r} on a paying plan, allowed: null (only free users convert)"
+        elif plan.conversion_per_month > 0:
+            return key, "found null with a conversion_per_month above 0, allowed: the name of a paying plan"
+    known = {key for key, _, _ in leaves(scenario)}
+    for key in scenario.sources:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            return f"sources.{key}", f"unknown key, nearest is {near[0]}"
+    return None
+
+
+def unit_of(field: FieldInfo) -> str:
+    """The field's unit, "" when it has none."""
+    extra = field.json_schema_extra
+    return str(extra.get("unit") or "") if isinstance(extra, Mapping) else ""
+
+
+def _leaves_of(key: str, value: Any, field: FieldInfo) -> Iterator[tuple[str, Any, FieldInfo]]:
+    if isinstance(value, BaseModel):
+        yield from leaves(value, f"{key}.")
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            if key != "sources":
+                yield from _leaves_of(f"{key}.{name}", entry, field)
+    else:
+        yield key, value, field
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section class that an annotation holds: itself, or as the values of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in get_args(annotation):
+        section = _section(inner)
+        if section is not None:
+            return section
+    return None
+
+
+def _nearest(loc: Loc, schema: type[BaseModel]) -> str:
+    parent = field_at(schema, loc[:-1]) if len(loc) > 1 else None
+    owner = _section(parent.annotation) if parent is not None else schema
+    here = list(owner.model_fields) if owner is not None else []
+    wanted = str(loc[-1])
+    near = difflib.get_close_matches(wanted, here, n=1, cutoff=0.6)
+    if near:
+        return f"nearest is {near[0]}"
+    elsewhere = {key.rsplit(".", 1)[-1]: key for key in _all_keys(schema)}
+    if wanted in elsewhere:
+        return f"it belongs at {elsewhere[wanted]}"
+    near = difflib.get_close_matches(wanted, here, n=1, cutoff=0.0)
+    return f"nearest is {near[0]}" if near else "allowed: no key here"
+
+
+def _all_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        section = _section(field.annotation)
+        if section is None:
+            yield f"{prefix}{name}"
+        else:
+            named = "NAME." if get_origin(field.annotation) is dict else ""
+            yield from _all_keys(section, f"{prefix}{name}.{named}")
+
+
+def _allowed(field: FieldInfo) -> str:
+    annotation = field.annotation
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)] or [annotation]
+    nullable = type(None) in get_args(annotation)
+    if get_origin(annotation) is dict:
+        section = _section(annotation)
+        words = "a mapping of names to " + ("sections" if section else "values")
+        if any(getattr(rule, "min_length", 0) for rule in field.metadata):
+            words += ", at least one"
+        return f"{words} ({field.description})"
+    if _section(annotation) is not None:
+        return f"a section of keys ({field.description})"
+    if all(isinstance(kind, str) for kind in kinds):
+        return f"{', '.join(str(kind) for kind in kinds)} ({field.description})"
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
+    words = names.get(kinds[0], str(kinds[0]))
+    for rule in field.metadata:
+        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+            bound = getattr(rule, name, None)
+            if bound is not None:
+                words += f" {sign} {bound:g}"
+    unit = unit_of(field)
+    words = f"{words}, in {unit}" if unit and kinds[0] in (float, int) else f"{words} ({unit})" if unit else words
+    return f"{words} ({field.description})" + (" or null" if nullable else "")
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, str):
+        return f"{value!r} (text)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return f"{value}"
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else f"{value!r}"
