@@ -89,7 +89,8 @@ def cost_table(
         basis=(
             f"prompts of {prompt} tokens prefilled in chunks of up to {max_step_tokens}; "
             f"{batch} requests decoding together at a mean context of {context} tokens; "
-            f"typical load means the machine is paid for all hours and works at {typical_load:.0%} of that throughput"
+            f"typical load means the machine is paid for all hours and works at {typical_load:.0%} "
+            "of that throughput"
         ),
     )
 

@@ -176,9 +176,10 @@ def _detect_cpu(price_usd_per_hour: float | None) -> HardwareInfo:
         cores=cores,
         threads=cores,
         memory_bytes=memory_bytes(),
-        price_usd_per_hour=price_usd_per_hour if given else cores * CPU_PRICE_USD_PER_VCPU_HOUR,  # type:
-        ignore[arg-type] price_source="given by the user" if given else CPU_PRICE_SOURCE, price_date=_today()
-        if given else CPU_PRICE_DATE, )
+        price_usd_per_hour=price,
+        price_source="given by the user" if given else CPU_PRICE_SOURCE,
+        price_date=_today() if given else CPU_PRICE_DATE,
+    )
 
 
 def _detect_cuda(price_usd_per_hour: float | None) -> HardwareInfo:
