@@ -1,0 +1,364 @@
+"""Measure a model on this machine and fit its step-time model: the `flywheel profile` command.
+
+A step is what the engine does between two decisions of its scheduler: run the packed batch and pick the next
+token greedily. Steps over a grid of prefill chunks × context, decode batch × context and mixtures of both are
+timed on the real runner, with block tables scattered over the cache as they are after hours of serving.
+
+Method: one pass over the whole grid warms up and is thrown away; then passes in a new random order each, so that
+a machine that slows down or speeds up biases no corner of the grid; the median of a point's repeats counts (it
+ignores interruptions, while a minimum would describe a machine that nobody rents). Every fourth point is held out
+of the fit and only judges it.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.cost import cost_table
+from engine.errors import InputError
+from engine.fit import fit_step_time, relative_errors
+from engine.hardware import HardwareInfo, detect
+from engine.power import PowerMeter
+from engine.profile import SCHEMA_VERSION, FitReport, Measurement, Profile
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.llm import LLM
+    from engine.runner import BatchChunk
+
+ProgressReport = Callable[[float, str], None]
+
+_MIN_PASSES, _MAX_PASSES = 3, 15
+_WARM_UP_SHARE = 0.25  # of the budget: points that don't fit are dropped
+_MIN_POINTS = 24
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One step to be timed: prefill chunks (tokens, context before) and the contexts of decoding requests."""
+
+    kind: str  # "prefill", "decode" or "mixed"
+    prefill: tuple[tuple[int, int], ...]
+    decode_contexts: tuple[int, ...]
+
+
+def measure_profile(
+    model: str = "smollm2-135m",
+    device: str = "cpu",
+    dtype: str = "float32",
+    price_usd_per_hour: float | None = None,
+    budget_s: float = 60.0,
+    seed: int = 0,
+    progress: ProgressReport | None = None,
+    grid: Sequence[GridPoint] | None = None,
+) -> Profile:
+    """Load `model`, time its steps for about `budget_s` seconds, fit, and price the tokens.
+
+    Args:
+        model: whatever `engine.LLM` loads.
+        device: "cpu" or "cuda".
+        dtype: "float32", "bfloat16" or "float16".
+        price_usd_per_hour: of this machine; None takes the catalog's.
+        budget_s: seconds of measuring, after loading; fewer than three passes over the grid are never made.
+        seed: order of the measurements.
+        progress: called with (fraction done, what is being done).
+        grid: other points than `default_grid`.
+
+    Raises:
+        InputError: bad argument, unknown model or device.
+    """
+    if not 0 < budget_s < float("inf"):
+        raise InputError(f"budget_s {budget_s}: a positive number of seconds is allowed")
+    report = progress or (lambda _fraction, _what: None)
+    hardware = detect(device, price_usd_per_hour)
+    report(0.0, "loading the model")
+    with PowerMeter(device) as idle:
+        time.sleep(0.5)  # what the machine draws before it works
+    from engine.llm import LLM
+
+    started = time.perf_counter()
+    llm = LLM(model, device=device, dtype=dtype, seed=seed)
+    load_s = time.perf_counter() - started
+    points = list(grid) if grid is not None else default_grid(llm)
+    report(0.15, "measuring peak speed")
+    flops, bandwidth = measure_peaks(device, dtype)
+    with PowerMeter(device) as load:
+        samples, points = _measure(llm, points, budget_s, seed, report)
+    measured = [
+        _measurement(point, times, held_out=_is_held_out(i))
+        for i, (point, times) in enumerate(zip(points, samples, strict=True))
+    ]
+    report(0.98, "fitting")
+    coefficients, fit = fit_and_judge(measured)
+    hardware = _complete(hardware, flops, bandwidth, idle, load)
+    config = llm.config
+    report(1.0, "done")
+    return Profile(
+        schema_version=SCHEMA_VERSION,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        kind="measured",
+        model=llm.shape,
+        hardware=hardware,
+        software=software_versions(),
+        method={
+            "seed": seed,
+            "budget_s": budget_s,
+            "grid_points": len(measured),
+            "repeats_median": int(statistics.median(point.repeats for point in measured)),
+            "statistic": "median of repeats in randomised passes after one warm-up pass",
+            "held_out": "every fourth point, on the diagonal of the grid",
+            "fit": "non-negative least squares on relative errors, Huber weights",
+            "load_s": round(load_s, 3),
+        },
+        scheduler=asdict(config),
+        coefficients=coefficients,
+        fit=fit,
+        cost=cost_table(
+            coefficients,
+            hardware.price_usd_per_hour,
+            max_step_tokens=config.max_step_tokens,
+            max_running_requests=config.max_running_requests,
+            max_context_tokens=llm.shape.max_context_tokens,
+            cache_tokens=config.num_blocks * config.block_tokens,
+        ),
+        memory=_memory(llm, device),
+        power={"mean_w": load.mean_w, "idle_w": idle.mean_w, "source": load.source, "reason": load.reason},
+        measurements=tuple(measured),
+    )
+
+
+def fit_and_judge(measured: Sequence[Measurement]) -> tuple[Any, FitReport]:
+    """The step-time model fitted to the points that aren't held out, and its error on those that are."""
+    train = [point for point in measured if not point.held_out]
+    held = [point for point in measured if point.held_out]
+    model = fit_step_time([(p.prefill, p.decode_contexts) for p in train], [p.time_s for p in train])
+
+    def errors(points: Sequence[Measurement]) -> np.ndarray:
+        steps = [(p.prefill, p.decode_contexts) for p in points]
+        return np.abs(relative_errors(model, steps, [p.time_s for p in points]))
+
+    judged = errors(held or train)
+    return model, FitReport(
+        train_points=len(train),
+        held_out_points=len(held),
+        median_relative_error=float(np.median(judged)),
+        p95_relative_error=float(np.quantile(judged, 0.95)),
+        max_relative_error=float(judged.max()),
+        train_median_relative_error=float(np.median(errors(train))),
+        repeat_spread=float(np.median([point.spread for point in measured])),
+    )
+
+
+def default_grid(llm: LLM) -> list[GridPoint]:
+    """Points that span what the scheduler may ask for: its token budget, its batch, contexts up to about 4k."""
+    config, room = llm.config, llm.config.num_blocks * llm.config.block_tokens
+    longest = min(llm.shape.max_context_tokens, room, 4096)
+    budget, most = config.max_step_tokens, config.max_running_requests
+    chunks = [
+        size for size in (1, 4, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192) if size <= budget
+    ]
+    contexts = sorted({0, longest // 16, longest // 4, longest // 2, longest})
+    batches = [size for size in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256) if size <= most]
+    prefill = [
+        GridPoint("prefill", ((chunk, context),), ())
+        for i, chunk in enumerate(chunks)
+        for j, context in enumerate(min(c, longest - chunk) for c in contexts if longest > chunk)
+        if (i + j) % 2 == 0  # a checkerboard: every chunk and every context, half the points
+    ]
+    prefill += [
+        GridPoint("prefill", ((budget // parts, 0),) * parts, ()) for parts in (2, 4, 8, 16) if parts <= most
+    ]
+    decode = [
+        GridPoint("decode", (), (context,) * batch)
+        for i, batch in enumerate(batches)
+        for j, context in enumerate(max(1, c - 1) for c in contexts)
+        if (i + j) % 2 == 0 and batch * (context + 1) <= room
+    ]
+    decode += [  # requests of all ages together, as when serving
+        GridPoint("decode", (), _spread(batch, longest // 2))
+        for batch in batches[2::2]
+        if sum(_spread(batch, longest // 2)) + batch * config.block_tokens <= room
+    ]
+    mixed = [
+        GridPoint("mixed", ((chunk, context),), _spread(batch, 2 * age))
+        for k, batch in enumerate(size for size in (2, 8, 24, 48) if size < min(most, budget))
+        for chunk, context, age in (
+            (budget // 8, 0, longest // 16),
+            (budget // 4, longest // 4, longest // 8),
+            (budget - batch, longest // 16 if k % 2 else 0, longest // 16),
+        )
+        if context + chunk <= longest and sum(_spread(batch, 2 * age)) + context + chunk <= room * 0.9
+    ]
+    return _unique([*prefill, *decode, *mixed])
+
+
+def _spread(batch: int, longest: int) -> tuple[int, ...]:
+    """Contexts evenly spread from near 0 to `longest`."""
+    return tuple(max(1, round(longest * (i + 0.5) / batch)) for i in range(batch))
+
+
+def _unique(points: Sequence[GridPoint]) -> list[GridPoint]:
+    return list(dict.fromkeys(points))
+
+
+def _is_held_out(index: int) -> bool:
+    """One in four, shifted by one every four points so that no chunk size or context is always the one."""
+    return (index + index // 4) % 4 == 2
+
+
+def _measure(
+    llm: LLM, points: Sequence[GridPoint], budget_s: float, seed: int, report: ProgressReport
+) -> tuple[list[list[float]], list[GridPoint]]:
+    """Times of every point, in seconds, and the points that the budget allowed (in grid order)."""
+    rng = random.Random(seed)
+    began = time.perf_counter()
+    order = list(range(len(points)))
+    rng.shuffle(order)
+    batches: dict[int, list[BatchChunk]] = {}
+    first_s: dict[int, float] = {}
+    for done, index in enumerate(order):
+        spent = time.perf_counter() - began
+        if spent > _WARM_UP_SHARE * budget_s and done >= _MIN_POINTS:
+            break
+        report(0.17 + 0.18 * done / len(order), "warming up")
+        batches[index] = build_batch(llm, points[index], rng)
+        first_s[index] = time_step(llm, batches[index])
+    kept = sorted(batches)
+    samples: dict[int, list[float]] = {index: [] for index in kept}
+    # A short step is repeated at once: it costs little, and its noise is the largest.
+    at_once = {index: 3 if first_s[index] < 0.1 else 1 for index in kept}
+    for number in range(_MAX_PASSES):
+        spent = time.perf_counter() - began
+        if number >= _MIN_PASSES and spent * (number + 2) / (number + 1) > budget_s:
+            break
+        rng.shuffle(order)
+        for index in order:
+            if index in samples:
+                samples[index] += [time_step(llm, batches[index]) for _ in range(at_once[index])]
+                fraction = (time.perf_counter() - began) / budget_s
+                report(0.17 + 0.8 * min(1.0, fraction), f"measuring steps, pass {number + 1}")
+    return [samples[index] for index in kept], [points[index] for index in kept]
+
+
+def build_batch(llm: LLM, point: GridPoint, rng: random.Random) -> list[BatchChunk]:
+    """The engine's input for one point: random tokens, blocks scattered over the cache, decodes first.
+
+    Requests have blocks of their own while the cache has room; beyond that they share blocks, which changes no
+    amount of work (what the cache holds doesn't matter for time).
+    """
+    from engine.runner import BatchChunk
+
+    size, count = llm.config.block_tokens, llm.config.num_blocks
+    scattered = rng.sample(range(count), count)
+    used = 0
+    chunks = []
+    requests = [(1, context) for context in point.decode_contexts] + list(point.prefill)
+    for tokens, start in requests:
+        blocks = -(-(start + tokens) // size)
+        table = [scattered[(used + i) % count] for i in range(blocks)]
+        used += blocks
+        ids = [rng.randrange(llm.shape.vocab_size) for _ in range(tokens)]
+        chunks.append(BatchChunk(token_ids=ids, start=start, block_table=table, sample=True))
+    return chunks
+
+
+def time_step(llm: LLM, chunks: list[BatchChunk]) -> float:
+    """Seconds of one step on the real runner, until the greedy tokens are on the host."""
+    start = time.perf_counter()
+    logits: torch.Tensor = llm.runner.run(chunks)
+    logits.argmax(dim=-1).tolist()  # on a GPU this waits for the device
+    return time.perf_counter() - start
+
+
+def measure_peaks(device: str, dtype: str) -> tuple[float, float]:
+    """What the machine really reaches: (FLOP/s of a large matrix product, bytes/s of reading memory)."""
+    import torch
+
+    number = getattr(torch, dtype)
+    side, length = (8192, 2**30) if device == "cuda" else (1536, 2**26)
+    a = torch.randn(side, side, device=device, dtype=number)
+    data = torch.ones(length, device=device, dtype=torch.float32 if device == "cpu" else number)
+
+    def best_s(work: Callable[[], torch.Tensor]) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            work().flatten()[0].item()  # waits for the device
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    flops = 2 * side**3 / best_s(lambda: a @ a)
+    bandwidth = data.numel() * data.element_size() / best_s(lambda: data.sum())
+    return flops, bandwidth
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what the times depend on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for package in ("model-flywheel", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _measurement(point: GridPoint, times: Sequence[float], held_out: bool) -> Measurement:
+    low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
+    return Measurement(
+        kind=point.kind,
+        prefill=point.prefill,
+        decode_contexts=point.decode_contexts,
+        time_s=float(middle),
+        spread=float((high - low) / middle),
+        repeats=len(times),
+        held_out=held_out,
+    )
+
+
+def _complete(
+    hardware: HardwareInfo, flops: float, bandwidth: float, idle: PowerMeter, load: PowerMeter
+) -> HardwareInfo:
+    """The machine with what was measured on it; measured peaks replace those of a data sheet."""
+    import torch
+
+    return replace(
+        hardware,
+        threads=torch.get_num_threads(),
+        peak_flops=flops,
+        memory_bandwidth_bytes_per_s=bandwidth,
+        peak_source="measured here: best large matrix product, best sum over a large array",
+        idle_w=idle.mean_w,
+        load_w=load.mean_w,
+    )
+
+
+def _memory(llm: LLM, device: str) -> dict[str, int]:
+    import resource
+    import sys
+
+    # Linux counts kilobytes, macOS bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {
+        "weight_bytes": llm.shape.weight_bytes,
+        "kv_bytes_per_token": llm.shape.kv_bytes_per_token,
+        "kv_cache_bytes": llm.shape.kv_bytes_per_token * llm.config.num_blocks * llm.config.block_tokens,
+        "peak_rss_bytes": peak,
+    }
+    if device == "cuda":
+        import torch
+
+        found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    return found
