@@ -4,10 +4,10 @@ A step is what the engine does between two decisions of its scheduler: run the p
 token greedily. Steps over a grid of prefill chunks × context, decode batch × context and mixtures of both are
 timed on the real runner, with block tables scattered over the cache as they are after hours of serving.
 
-Method: one pass over the whole grid warms up and is thrown away; then passes in a new random order each, so that
-a machine that slows down or speeds up biases no corner of the grid; the median of a point's repeats counts (it
-ignores interruptions, while a minimum would describe a machine that nobody rents). Every fourth point is held out
-of the fit and only judges it.
+Method: one pass over the whole grid warms up and is thrown away; then passes in a new random order each, so
+that a machine that slows down or speeds up biases no corner of the grid; the median of a point's repeats
+counts (it ignores interruptions, while a minimum would describe a machine that nobody rents). Every fourth
+point is held out of the fit and only judges it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ import numpy as np
 from engine.cost import cost_table
 from engine.errors import InputError
 from engine.fit import fit_step_time, relative_errors
+from engine.grid import GridPoint, default_grid, is_held_out
 from engine.hardware import HardwareInfo, detect
 from engine.power import PowerMeter
 from engine.profile import SCHEMA_VERSION, FitReport, Measurement, Profile
@@ -40,15 +41,6 @@ ProgressReport = Callable[[float, str], None]
 _MIN_PASSES, _MAX_PASSES = 3, 15
 _WARM_UP_SHARE = 0.25  # of the budget: points that don't fit are dropped
 _MIN_POINTS = 24
-
-
-@dataclass(frozen=True)
-class GridPoint:
-    """One step to be timed: prefill chunks (tokens, context before) and the contexts of decoding requests."""
-
-    kind: str  # "prefill", "decode" or "mixed"
-    prefill: tuple[tuple[int, int], ...]
-    decode_contexts: tuple[int, ...]
 
 
 def measure_profile(
@@ -88,13 +80,13 @@ def measure_profile(
     started = time.perf_counter()
     llm = LLM(model, device=device, dtype=dtype, seed=seed)
     load_s = time.perf_counter() - started
-    points = list(grid) if grid is not None else default_grid(llm)
+    points = list(grid) if grid is not None else default_grid(llm.config, llm.shape.max_context_tokens)
     report(0.15, "measuring peak speed")
     flops, bandwidth = measure_peaks(device, dtype)
     with PowerMeter(device) as load:
         samples, points = _measure(llm, points, budget_s, seed, report)
     measured = [
-        _measurement(point, times, held_out=_is_held_out(i))
+        _measurement(point, times, held_out=is_held_out(i))
         for i, (point, times) in enumerate(zip(points, samples, strict=True))
     ]
     report(0.98, "fitting")
@@ -158,63 +150,6 @@ def fit_and_judge(measured: Sequence[Measurement]) -> tuple[Any, FitReport]:
     )
 
 
-def default_grid(llm: LLM) -> list[GridPoint]:
-    """Points that span what the scheduler may ask for: its token budget, its batch, contexts up to about 4k."""
-    config, room = llm.config, llm.config.num_blocks * llm.config.block_tokens
-    longest = min(llm.shape.max_context_tokens, room, 4096)
-    budget, most = config.max_step_tokens, config.max_running_requests
-    chunks = [
-        size for size in (1, 4, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192) if size <= budget
-    ]
-    contexts = sorted({0, longest // 16, longest // 4, longest // 2, longest})
-    batches = [size for size in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256) if size <= most]
-    prefill = [
-        GridPoint("prefill", ((chunk, context),), ())
-        for i, chunk in enumerate(chunks)
-        for j, context in enumerate(min(c, longest - chunk) for c in contexts if longest > chunk)
-        if (i + j) % 2 == 0  # a checkerboard: every chunk and every context, half the points
-    ]
-    prefill += [
-        GridPoint("prefill", ((budget // parts, 0),) * parts, ()) for parts in (2, 4, 8, 16) if parts <= most
-    ]
-    decode = [
-        GridPoint("decode", (), (context,) * batch)
-        for i, batch in enumerate(batches)
-        for j, context in enumerate(max(1, c - 1) for c in contexts)
-        if (i + j) % 2 == 0 and batch * (context + 1) <= room
-    ]
-    decode += [  # requests of all ages together, as when serving
-        GridPoint("decode", (), _spread(batch, longest // 2))
-        for batch in batches[2::2]
-        if sum(_spread(batch, longest // 2)) + batch * config.block_tokens <= room
-    ]
-    mixed = [
-        GridPoint("mixed", ((chunk, context),), _spread(batch, 2 * age))
-        for k, batch in enumerate(size for size in (2, 8, 24, 48) if size < min(most, budget))
-        for chunk, context, age in (
-            (budget // 8, 0, longest // 16),
-            (budget // 4, longest // 4, longest // 8),
-            (budget - batch, longest // 16 if k % 2 else 0, longest // 16),
-        )
-        if context + chunk <= longest and sum(_spread(batch, 2 * age)) + context + chunk <= room * 0.9
-    ]
-    return _unique([*prefill, *decode, *mixed])
-
-
-def _spread(batch: int, longest: int) -> tuple[int, ...]:
-    """Contexts evenly spread from near 0 to `longest`."""
-    return tuple(max(1, round(longest * (i + 0.5) / batch)) for i in range(batch))
-
-
-def _unique(points: Sequence[GridPoint]) -> list[GridPoint]:
-    return list(dict.fromkeys(points))
-
-
-def _is_held_out(index: int) -> bool:
-    """One in four, shifted by one every four points so that no chunk size or context is always the one."""
-    return (index + index // 4) % 4 == 2
-
-
 def _measure(
     llm: LLM, points: Sequence[GridPoint], budget_s: float, seed: int, report: ProgressReport
 ) -> tuple[list[list[float]], list[GridPoint]]:
@@ -252,8 +187,8 @@ def _measure(
 def build_batch(llm: LLM, point: GridPoint, rng: random.Random) -> list[BatchChunk]:
     """The engine's input for one point: random tokens, blocks scattered over the cache, decodes first.
 
-    Requests have blocks of their own while the cache has room; beyond that they share blocks, which changes no
-    amount of work (what the cache holds doesn't matter for time).
+    Requests have blocks of their own while the cache has room; beyond that they share blocks, which changes
+    no amount of work (what the cache holds doesn't matter for time).
     """
     from engine.runner import BatchChunk
 

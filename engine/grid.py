@@ -1,0 +1,78 @@
+"""Which steps the profiler times: a grid over what the scheduler may put into one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.scheduler import SchedulerConfig
+
+CHUNKS = (1, 4, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)  # tokens
+BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # requests
+LONGEST_TOKENS = 4096  # context
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One step to be timed: prefill chunks (tokens, context before) and the contexts of decoding requests."""
+
+    kind: str  # "prefill", "decode" or "mixed"
+    prefill: tuple[tuple[int, int], ...]
+    decode_contexts: tuple[int, ...]
+
+
+def default_grid(config: SchedulerConfig, max_context_tokens: int) -> list[GridPoint]:
+    """Points that span what the scheduler may ask for: its token budget, its batch, contexts up to 4k."""
+    room = config.num_blocks * config.block_tokens
+    longest = min(max_context_tokens, room, LONGEST_TOKENS)
+    budget, most = config.max_step_tokens, config.max_running_requests
+    chunks = [size for size in CHUNKS if size <= budget]
+    contexts = sorted({0, longest // 16, longest // 4, longest // 2, longest})
+    batches = [size for size in BATCHES if size <= most]
+    prefill = [
+        GridPoint("prefill", ((chunk, context),), ())
+        for i, chunk in enumerate(chunks)
+        for j, context in enumerate(min(c, longest - chunk) for c in contexts if longest > chunk)
+        if (i + j) % 2 == 0  # a checkerboard: every chunk and every context, half the points
+    ]
+    prefill += [
+        GridPoint("prefill", ((budget // parts, 0),) * parts, ()) for parts in (2, 4, 8, 16) if parts <= most
+    ]
+    decode = [
+        GridPoint("decode", (), (context,) * batch)
+        for i, batch in enumerate(batches)
+        for j, context in enumerate(max(1, c - 1) for c in contexts)
+        if (i + j) % 2 == 0 and batch * (context + 1) <= room
+    ]
+    decode += [  # requests of all ages together, as when serving
+        GridPoint("decode", (), _spread(batch, longest // 2))
+        for batch in batches[2::2]
+        if sum(_spread(batch, longest // 2)) + batch * config.block_tokens <= room
+    ]
+    mixed = [
+        GridPoint("mixed", ((chunk, context),), _spread(batch, 2 * age))
+        for k, batch in enumerate(size for size in (2, 8, 24, 48) if size < min(most, budget))
+        for chunk, context, age in (
+            (budget // 8, 0, longest // 16),
+            (budget // 4, longest // 4, longest // 8),
+            (budget - batch, longest // 16 if k % 2 else 0, longest // 16),
+        )
+        if context + chunk <= longest and sum(_spread(batch, 2 * age)) + context + chunk <= room * 0.9
+    ]
+    return _unique([*prefill, *decode, *mixed])
+
+
+def _spread(batch: int, longest: int) -> tuple[int, ...]:
+    """Contexts evenly spread from near 0 to `longest`."""
+    return tuple(max(1, round(longest * (i + 0.5) / batch)) for i in range(batch))
+
+
+def _unique(points: Sequence[GridPoint]) -> list[GridPoint]:
+    return list(dict.fromkeys(points))
+
+
+def is_held_out(index: int) -> bool:
+    """One in four, shifted by one every four points so that no chunk size or context is always the one."""
+    return (index + index // 4) % 4 == 2
