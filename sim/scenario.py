@@ -21,7 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from engine.errors import InputError
 from engine.files import write_atomically
 from sim import paths
-from sim.scenario_help import commented, explain, inconsistency, line_of
+from sim.scenario_help import commented_yaml, explain, inconsistency, line_of
 from sim.schema import ScenarioFields
 
 _LARGEST_FILE_BYTES = 1_000_000
@@ -73,9 +73,10 @@ class Scenario(ScenarioFields):
 
     def to_yaml(self) -> str:
         """The scenario as YAML: as loaded and overridden, or, if made in code, with each key's meaning beside it."""
+        if self._document is None:
+            return commented_yaml(self) + "\n"
         stream = io.StringIO()
-        document = self._document
-        _yaml().dump(commented(self) if document is None else document, stream)
+        _yaml().dump(self._document, stream)
         return stream.getvalue()
 
     def override(self, changes: Mapping[str, Any]) -> Scenario:

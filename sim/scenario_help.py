@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
@@ -65,27 +66,25 @@ def leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Field
         yield from _leaves_of(f"{prefix}{name}", getattr(model, name), field)
 
 
-def commented(model: BaseModel) -> CommentedMap:
-    """A YAML document of the model with the meaning and unit of each key as its comment."""
-    document = CommentedMap()
+def commented_yaml(model: BaseModel, indent: str = "") -> str:
+    """YAML of a model, each key with its meaning and unit as a comment."""
+    lines = []
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            document[name] = commented(value)
-        elif isinstance(value, dict):
-            inner = CommentedMap()
-            for key, entry in value.items():
-                inner[key] = commented(entry) if isinstance(entry, BaseModel) else entry
-            document[name] = inner
-        else:
-            document[name] = value
         unit = unit_of(field)
-        text = f"{field.description} [{unit}]" if unit else str(field.description)
-        if isinstance(document[name], CommentedMap) and document[name]:
-            document.yaml_set_comment_before_after_key(name, before=text)
+        comment = f"# {field.description}{f' [{unit}]' if unit else ''}"
+        if isinstance(value, BaseModel):
+            lines += [f"{indent}{comment}", f"{indent}{name}:", commented_yaml(value, indent + "  ")]
+        elif isinstance(value, dict) and value:
+            lines += [f"{indent}{comment}", f"{indent}{name}:"]
+            for key, entry in value.items():
+                if isinstance(entry, BaseModel):
+                    lines += [f"{indent}  {key}:", commented_yaml(entry, indent + "    ")]
+                else:
+                    lines.append(f"{indent}  {key}: {_scalar(entry)}")
         else:
-            document.yaml_add_eol_comment(text, name, column=50)
-    return document
+            lines.append(f"{f'{indent}{name}: {_scalar(value)}':<46} {comment}")
+    return "\n".join(lines)
 
 
 def inconsistency(scenario: ScenarioFields) -> tuple[str, str] | None:
@@ -135,6 +134,18 @@ def _leaves_of(key: str, value: Any, field: FieldInfo) -> Iterator[tuple[str, An
                 yield from _leaves_of(f"{key}.{name}", entry, field)
     else:
         yield key, value, field
+
+
+def _scalar(value: Any) -> str:
+    """A single value as YAML; large and small numbers in scientific notation."""
+    if isinstance(value, float):
+        if value == 0 or 1e-4 <= abs(value) < 1e6:
+            return f"{value:.12g}"
+        digits, exponent = f"{value:.12e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+    if isinstance(value, dict):
+        return "{}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -1,0 +1,83 @@
+"""The assumptions table: every number a run rests on, with unit, source, date, and whether it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sim.scenario_help import leaves, unit_of
+
+if TYPE_CHECKING:
+    from engine.profile import Profile
+    from sim.capacity import CapacitySurface
+    from sim.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One input of a run. `kind`: measured here, predicted by a fitted model, sourced (published), or assumed."""
+
+    key: str
+    value: Any
+    unit: str
+    source: str
+    date: str
+    kind: Literal["measured", "assumed", "sourced", "predicted"]
+
+
+def assumptions(scenario: Scenario, profile: Profile, surface: CapacitySurface) -> list[Assumption]:
+    """What the run rests on: the profile's numbers first, then every value of the scenario in its own order.
+
+    A source written in the scenario's `sources` wins; the schema's source holds only while the value is its default.
+    """
+    return [*_from_profile(scenario, profile, surface), *_from_scenario(scenario)]
+
+
+def _from_profile(scenario: Scenario, profile: Profile, surface: CapacitySurface) -> list[Assumption]:
+    hardware = profile.hardware
+    origin = f"profile {profile.content_hash[:12]} on {hardware.name}"
+    rows: list[tuple[str, Any, str]] = [
+        ("profile.model.parameters", profile.model.parameters, "parameters"),
+        ("profile.capacity_rps", surface.capacity_rps, "requests per second and replica under the objective"),
+        ("profile.saturation_rps", surface.saturation_rps, "requests per second and replica at most"),
+        ("profile.fit.median_relative_error", profile.fit.median_relative_error, "fraction, held-out steps"),
+        ("profile.fit.p95_relative_error", profile.fit.p95_relative_error, "fraction, held-out steps"),
+        ("profile.traffic.prompt_tokens_mean", surface.prompt_tokens_mean, "tokens per request"),
+        ("profile.traffic.output_tokens_mean", surface.output_tokens_mean, "tokens per request"),
+    ]
+    found = [
+        Assumption(key, value, unit, origin, profile.created_at[:10], profile.kind) for key, value, unit in rows
+    ]
+    if scenario.deployment.replica_price_usd_per_hour is None:
+        price = Assumption(
+            "profile.hardware.price_usd_per_hour",
+            hardware.price_usd_per_hour,
+            "USD per replica-hour",
+            hardware.price_source,
+            hardware.price_date,
+            "sourced",
+        )
+        found.append(price)
+    return found
+
+
+def _from_scenario(scenario: Scenario) -> list[Assumption]:
+    found = []
+    for key, value, field in leaves(scenario):
+        if key in ("name", "seed", "start_month"):
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, Mapping) else {}
+        source, date = "", ""
+        if key in scenario.sources:
+            # "source, date": the date is what stands after the last comma, when it looks like one.
+            source = scenario.sources[key]
+            head, comma, tail = source.rpartition(",")
+            if comma and tail.strip()[:4].isdigit():
+                source, date = head.strip(), tail.strip()
+        elif extra.get("source") and value == field.default:
+            source, date = str(extra["source"]), str(extra.get("date") or "")
+        found.append(
+            Assumption(key, value, unit_of(field), source, date, "sourced" if source else "assumed")
+        )
+    return found

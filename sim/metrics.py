@@ -1,0 +1,119 @@
+"""The metrics an investor asks for, each a small formula, fed from the ledger.
+
+Definitions (the usual SaaS ones; the fleet that serves is cost of goods, training is operating expense):
+- MRR: recurring revenue of the month (subscriptions and metered usage, not one-off services); ARR = 12 × MRR.
+- NRR: this month's MRR of those who were customers 12 months ago / their MRR then; GRR: the same without expansion.
+- CAC: sales and marketing spend / new customers; LTV: ARPU × gross margin / churn rate.
+- CAC payback: CAC / (ARPU × gross margin), months. Burn multiple: net burn / net new ARR.
+- Rule of 40: growth % + free-cash-flow margin %. Runway: cash / mean net burn of the last three months.
+- Gross margin: (revenue − COGS) / revenue.
+
+Undefined values (nothing to divide by) are NaN. Amounts per month are arrays [months]; rates are fractions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+Cohort = tuple[str, int]  # plan, month of joining
+
+MRR_ACCOUNTS = ("revenue_tokens", "revenue_seats")
+SALES_ACCOUNTS = ("marketing", "people_sales")
+TRAILING_MONTHS = 3
+RETENTION_MONTHS = 12
+
+
+def ratio(above: float, below: float) -> float:
+    """above / below, NaN where that means nothing."""
+    return above / below if below else math.nan
+
+
+def gross_margin(revenue_usd: float, cogs_usd: float) -> float:
+    """(revenue − COGS) / revenue."""
+    return ratio(revenue_usd - cogs_usd, revenue_usd)
+
+
+def cac_usd(sales_and_marketing_usd: float, new_customers: float) -> float:
+    """What it cost to win one customer."""
+    return ratio(sales_and_marketing_usd, new_customers)
+
+
+def ltv_usd(arpu_usd: float, margin: float, churn_rate: float) -> float:
+    """Gross profit that a customer leaves behind: ARPU × gross margin / churn rate (all per month)."""
+    return ratio(arpu_usd * margin, churn_rate)
+
+
+def cac_payback_months(cac: float, arpu_usd: float, margin: float) -> float:
+    """Months of gross profit that pay a customer's acquisition back; NaN when he never does."""
+    monthly = arpu_usd * margin
+    return cac / monthly if monthly > 0 else math.nan
+
+
+def burn_multiple(net_burn_usd: float, net_new_arr_usd: float) -> float:
+    """USD burnt per USD of ARR added; NaN when none was added."""
+    return net_burn_usd / net_new_arr_usd if net_new_arr_usd > 0 else math.nan
+
+
+def rule_of_40(growth: float, free_cash_flow_margin: float) -> float:
+    """Growth plus free-cash-flow margin, as percentage points (40 is the rule)."""
+    return 100 * (growth + free_cash_flow_margin)
+
+
+def runway_months(cash_usd: float, net_burns_usd: FloatArray) -> float:
+    """Cash over the mean net burn of the last three months given; inf when not burning, 0 without cash."""
+    burn = float(np.mean(net_burns_usd[-TRAILING_MONTHS:]))
+    if burn <= 0:
+        return math.inf
+    return max(0.0, cash_usd) / burn
+
+
+def trailing(values: FloatArray, months: int = TRAILING_MONTHS) -> FloatArray:
+    """Sum of the last `months` values at each month (fewer at the start)."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    last = np.arange(1, len(values) + 1)
+    return np.asarray(total[last] - total[np.maximum(0, last - months)])
+
+
+def net_retention(mrr: Mapping[Cohort, FloatArray], month: int, span: int = RETENTION_MONTHS) -> float:
+    """NRR at a month index: MRR of everybody who was a customer `span` months ago, now over then."""
+    start = month - span
+    if start < 0:
+        return math.nan
+    then = sum(float(values[start]) for (_, cohort), values in mrr.items() if cohort <= start)
+    now = sum(float(values[month]) for (_, cohort), values in mrr.items() if cohort <= start)
+    return ratio(now, then)
+
+
+def gross_retention(
+    mrr: Mapping[Cohort, FloatArray],
+    customers: Mapping[Cohort, FloatArray],
+    month: int,
+    span: int = RETENTION_MONTHS,
+) -> float:
+    """GRR at a month index: as NRR, but no customer counts for more than he paid then.
+
+    Customers of one plan and cohort are alike here, so the cap applies to the mean of each: survivors × the smaller
+    of what they paid then and pay now. `customers` are those billed in each month.
+    """
+    start = month - span
+    if start < 0:
+        return math.nan
+    then = kept = 0.0
+    for key, values in mrr.items():
+        if key[1] > start or values[start] <= 0:
+            continue
+        then += float(values[start])
+        survived = ratio(float(customers[key][month]), float(customers[key][start]))
+        kept += min(float(values[month]), float(values[start]) * survived)
+    return ratio(kept, then)
+
+
+def cohort_of(party: str) -> Cohort:
+    """(plan, month of joining) of the ledger's name for a cohort of customers, "plan/007"."""
+    plan, _, cohort = party.rpartition("/")
+    return plan, int(cohort)

@@ -1,0 +1,185 @@
+"""The monthly table: one row per month, money from the ledger, the rest from what the stages recorded."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from sim import metrics
+from sim.ledger import MICRO_PER_USD
+from sim.metrics import FloatArray
+from sim.statements import Statements
+from sim.world import World
+
+
+def month_labels(start_month: str, months: int) -> list[str]:
+    """["2026-01", "2026-02", …]."""
+    year, month = (int(part) for part in start_month.split("-"))
+    first = year * 12 + month - 1
+    return [f"{index // 12:04d}-{index % 12 + 1:02d}" for index in range(first, first + months)]
+
+
+def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
+    """All monthly figures; units stand in the column names, shares and rates are fractions, undefined is NaN."""
+    months = world.months
+    income, cash = statements.income(), statements.cash_flow()
+    zero = np.zeros(months)
+
+    def money(*accounts: str) -> FloatArray:
+        return np.asarray(sum((income[account].to_numpy() for account in accounts), zero))
+
+    def seen(name: str) -> FloatArray:
+        return world.records.get(name, zero)
+
+    revenue, cogs = money("total_revenue"), money("total_cogs")
+    margin = _divide(revenue - cogs, revenue)
+    mrr = money(*metrics.MRR_ACCOUNTS)
+    billed, churned = seen("billed_customers"), seen("churned_customers")
+    new = seen("new_customers")
+    arpu = _divide(mrr, billed)
+    # CAC and LTV look at three months: one quiet month would otherwise divide by almost nothing.
+    cac = _divide(metrics.trailing(money(*metrics.SALES_ACCOUNTS)), metrics.trailing(new))
+    churn_3 = _divide(metrics.trailing(churned), metrics.trailing(billed))
+    margin_3 = _divide(metrics.trailing(revenue - cogs), metrics.trailing(revenue))
+    ltv = _divide(arpu * margin_3, churn_3)
+    net_burn = -cash["operating_cash_flow"].to_numpy()
+    closing_cash = cash["closing_cash"].to_numpy()
+    serving = money("serving_reserved", "serving_on_demand")
+    mtok = (seen("prompt_tokens") + seen("output_tokens")) / 1e6
+    cohorts = cohort_mrr(world)
+    columns: dict[str, object] = {
+        "month": statements.labels,
+        "revenue_usd": revenue,
+        "revenue_tokens_usd": money("revenue_tokens"),
+        "revenue_seats_usd": money("revenue_seats"),
+        "revenue_services_usd": money("revenue_services"),
+        "compute_serving_usd": serving,
+        "compute_training_usd": money("training_compute"),
+        "data_usd": money("data"),
+        "support_usd": money("support"),
+        "payment_fees_usd": money("payment_fees"),
+        "cogs_usd": cogs,
+        "gross_profit_usd": revenue - cogs,
+        "gross_margin": margin,
+        "people_usd": money("people_research", "people_sales", "people_general"),
+        "marketing_usd": money("marketing"),
+        "other_opex_usd": money("other_opex"),
+        "opex_usd": money("total_opex"),
+        "net_income_usd": money("net_income"),
+        "cash_usd": closing_cash,
+        "net_burn_usd": net_burn,
+        "runway_months": [
+            metrics.runway_months(closing_cash[m], net_burn[: m + 1]) for m in range(months)
+        ],
+        "mrr_usd": mrr,
+        "arr_usd": 12 * mrr,
+        "customers": seen("customers"),
+        "customers_free": seen("customers_free"),
+        "new_customers": new,
+        "churned_customers": churned,
+        "churn_rate": _divide(churned, billed),
+        "nrr": [metrics.net_retention(cohorts, m) for m in range(months)],
+        "grr": [metrics.gross_retention(cohorts, world.billed, m) for m in range(months)],
+        "cac_usd": cac,
+        "ltv_usd": ltv,
+        "ltv_to_cac": _divide(ltv, cac),
+        "cac_payback_months": [
+            metrics.cac_payback_months(c, a, g) for c, a, g in zip(cac, arpu, margin_3, strict=True)
+        ],
+        "burn_multiple": [
+            metrics.burn_multiple(float(b), float(a))
+            for b, a in zip(metrics.trailing(net_burn), 12 * _gain(mrr, metrics.TRAILING_MONTHS), strict=True)
+        ],
+        "arpu_usd": arpu,
+        "requests": seen("requests"),
+        "prompt_tokens": seen("prompt_tokens"),
+        "output_tokens": seen("output_tokens"),
+        "served_fraction": seen("served_fraction"),
+        "replicas_mean": seen("replicas_mean"),
+        "replicas_peak": seen("replicas_peak"),
+        "replicas_reserved": seen("replicas_reserved"),
+        "utilisation": seen("utilisation"),
+        "ttft_p95_s": seen("ttft_p95_s"),
+        "tpot_p95_s": seen("tpot_p95_s"),
+        "serving_cost_usd_per_mtok": _divide(serving, mtok),
+        "price_usd_per_mtok": _divide(mrr, mtok),
+        "energy_kwh": seen("energy_kwh"),
+        "model_version": seen("model_version").astype(np.int64),
+        "model_loss": seen("model_loss"),
+        "model_quality": seen("model_quality"),
+        "competitor_quality": seen("competitor_quality"),
+        "data_pool_tokens": seen("data_pool_tokens"),
+        "feedback_tokens": seen("feedback_tokens"),
+        "training_flop": seen("training_flop"),
+        "reserved_usd": money("serving_reserved"),
+        "on_demand_usd": money("serving_on_demand"),
+        "headcount": seen("headcount"),
+    }
+    frame = pd.DataFrame(columns)
+    counts = ["customers", "customers_free", "new_customers", "churned_customers"]
+    frame[counts] = frame[counts].astype(np.int64)
+    return frame
+
+
+def cohort_mrr(world: World) -> dict[metrics.Cohort, FloatArray]:
+    """Recurring revenue in USD [months] by plan and month of joining, read from the ledger."""
+    by_party = world.ledger.monthly_by_party(metrics.MRR_ACCOUNTS, world.months)
+    return {metrics.cohort_of(name): amounts / MICRO_PER_USD for name, amounts in by_party.items()}
+
+
+def headline(table: pd.DataFrame, world: World) -> dict[str, float | str]:
+    """The numbers that sum a run up."""
+    last = table.iloc[-1]
+    year = table.tail(12)
+    revenue = float(table["revenue_usd"].sum())
+    compute = float(table["compute_serving_usd"].sum() + table["compute_training_usd"].sum())
+    return {
+        "arr_usd_end": float(last["arr_usd"]),
+        "revenue_usd_total": revenue,
+        "gross_margin_last12": metrics.gross_margin(
+            float(year["revenue_usd"].sum()), float(year["cogs_usd"].sum())
+        ),
+        "gross_margin_total": metrics.gross_margin(revenue, float(table["cogs_usd"].sum())),
+        "cash_usd_min": float(table["cash_usd"].min()),
+        "cash_usd_end": float(last["cash_usd"]),
+        "cash_out_month": _first(table, table["cash_usd"] < 0),
+        "breakeven_month": _break_even(table),
+        "customers_end": float(last["customers"]),
+        "serving_cost_usd_per_mtok_last": float(last["serving_cost_usd_per_mtok"]),
+        "price_usd_per_mtok_last": float(last["price_usd_per_mtok"]),
+        "replicas_peak": float(table["replicas_peak"].max()),
+        "utilisation_mean": float(
+            np.average(table["utilisation"], weights=np.maximum(table["replicas_mean"], 1e-9))
+        ),
+        "ltv_to_cac_last": float(last["ltv_to_cac"]),
+        "nrr_last": float(last["nrr"]),
+        "releases": float(world.records.get("releases", np.zeros(1)).sum()),
+        "compute_share_of_revenue": metrics.ratio(compute, revenue),
+    }
+
+
+def _first(table: pd.DataFrame, condition: pd.Series) -> str:
+    return str(table["month"][condition].iloc[0]) if bool(condition.any()) else "never"
+
+
+def _break_even(table: pd.DataFrame) -> str:
+    """First month from which the company earns money over the rest of the run, month after month on average."""
+    income = table["net_income_usd"].to_numpy()
+    for month in range(len(income)):
+        # Three months in a row: one good month is no turn.
+        window = income[month : month + metrics.TRAILING_MONTHS]
+        if (window > 0).all():
+            return str(table["month"].iloc[month])
+    return "never"
+
+
+def _gain(values: FloatArray, months: int) -> FloatArray:
+    """Increase over the value `months` before (over zero at the start)."""
+    before = np.concatenate([np.zeros(min(months, len(values))), values])[: len(values)]
+    return np.asarray(values - before)
+
+
+def _divide(above: FloatArray, below: FloatArray) -> FloatArray:
+    return np.divide(above, below, out=np.full(len(above), math.nan), where=below != 0)
