@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,34 +33,29 @@ def default_grid(config: SchedulerConfig, max_context_tokens: int) -> list[GridP
     prefill = [
         GridPoint("prefill", ((chunk, context),), ())
         for i, chunk in enumerate(chunks)
-        for j, context in enumerate(min(c, longest - chunk) for c in contexts if longest > chunk)
+        for j, context in enumerate(min(c, longest - chunk) for c in contexts)
         if (i + j) % 2 == 0  # a checkerboard: every chunk and every context, half the points
     ]
-    prefill += [
-        GridPoint("prefill", ((budget // parts, 0),) * parts, ()) for parts in (2, 4, 8, 16) if parts <= most
-    ]
+    prefill += [GridPoint("prefill", ((budget // parts, 0),) * parts, ()) for parts in (2, 4, 8, 16)]
     decode = [
         GridPoint("decode", (), (context,) * batch)
         for i, batch in enumerate(batches)
         for j, context in enumerate(max(1, c - 1) for c in contexts)
-        if (i + j) % 2 == 0 and batch * (context + 1) <= room
+        if (i + j) % 2 == 0
     ]
-    decode += [  # requests of all ages together, as when serving
-        GridPoint("decode", (), _spread(batch, longest // 2))
-        for batch in batches[2::2]
-        if sum(_spread(batch, longest // 2)) + batch * config.block_tokens <= room
-    ]
+    # Requests of all ages together, as when serving.
+    decode += [GridPoint("decode", (), _spread(batch, longest // 2)) for batch in batches[2::2]]
     mixed = [
         GridPoint("mixed", ((chunk, context),), _spread(batch, 2 * age))
-        for k, batch in enumerate(size for size in (2, 8, 24, 48) if size < min(most, budget))
+        for k, batch in enumerate((2, 8, 24, 48))
         for chunk, context, age in (
             (budget // 8, 0, longest // 16),
             (budget // 4, longest // 4, longest // 8),
             (budget - batch, longest // 16 if k % 2 else 0, longest // 16),
         )
-        if context + chunk <= longest and sum(_spread(batch, 2 * age)) + context + chunk <= room * 0.9
     ]
-    return _unique([*prefill, *decode, *mixed])
+    points = dict.fromkeys([*prefill, *decode, *mixed])  # each once, in order
+    return [point for point in points if _is_allowed(point, config, longest)]
 
 
 def _spread(batch: int, longest: int) -> tuple[int, ...]:
@@ -69,8 +63,16 @@ def _spread(batch: int, longest: int) -> tuple[int, ...]:
     return tuple(max(1, round(longest * (i + 0.5) / batch)) for i in range(batch))
 
 
-def _unique(points: Sequence[GridPoint]) -> list[GridPoint]:
-    return list(dict.fromkeys(points))
+def _is_allowed(point: GridPoint, config: SchedulerConfig, longest: int) -> bool:
+    """Whether the scheduler could ask for this step: within its budgets, and every token has its own block."""
+    requests = [*point.prefill, *((1, context) for context in point.decode_contexts)]
+    blocks = sum(-(-(tokens + context) // config.block_tokens) for tokens, context in requests)
+    return (
+        all(tokens >= 1 and context >= 0 and tokens + context <= longest for tokens, context in requests)
+        and sum(tokens for tokens, _ in requests) <= config.max_step_tokens
+        and len(requests) <= config.max_running_requests
+        and blocks <= config.num_blocks
+    )
 
 
 def is_held_out(index: int) -> bool:

@@ -160,11 +160,15 @@ def _measure(
     rng.shuffle(order)
     batches: dict[int, list[BatchChunk]] = {}
     first_s: dict[int, float] = {}
+
+    def show(what: str) -> None:
+        report(0.17 + 0.8 * min(1.0, (time.perf_counter() - began) / budget_s), what)
+
     for done, index in enumerate(order):
         spent = time.perf_counter() - began
         if spent > _WARM_UP_SHARE * budget_s and done >= _MIN_POINTS:
             break
-        report(0.17 + 0.18 * done / len(order), "warming up")
+        show("warming up")
         batches[index] = build_batch(llm, points[index], rng)
         first_s[index] = time_step(llm, batches[index])
     kept = sorted(batches)
@@ -179,16 +183,14 @@ def _measure(
         for index in order:
             if index in samples:
                 samples[index] += [time_step(llm, batches[index]) for _ in range(at_once[index])]
-                fraction = (time.perf_counter() - began) / budget_s
-                report(0.17 + 0.8 * min(1.0, fraction), f"measuring steps, pass {number + 1}")
+                show(f"measuring steps, pass {number + 1}")
     return [samples[index] for index in kept], [points[index] for index in kept]
 
 
 def build_batch(llm: LLM, point: GridPoint, rng: random.Random) -> list[BatchChunk]:
     """The engine's input for one point: random tokens, blocks scattered over the cache, decodes first.
 
-    Requests have blocks of their own while the cache has room; beyond that they share blocks, which changes
-    no amount of work (what the cache holds doesn't matter for time).
+    What the cache holds doesn't matter for time. Points larger than the cache share blocks.
     """
     from engine.runner import BatchChunk
 

@@ -13,7 +13,7 @@ def synthetic_profile(
     """About SmolLM2-135M on two cores, `speed` times as fast: 33 tok/s alone, 1,100 tok/s of prefill."""
     times = RooflineStepTime(
         constant_s=0.022 / speed,
-        token_knots=(0, 8, 32, 128),
+        token_knots=(0, 16, 64, 256),
         token_slopes_s=(0.0006 / speed, 0.0007 / speed, 0.0008 / speed, 0.0008 / speed),
         request_knots=(0,),
         request_slopes_s=(0.0004 / speed,),
