@@ -64,7 +64,7 @@ def _spread(batch: int, longest: int) -> tuple[int, ...]:
 
 
 def _is_allowed(point: GridPoint, config: SchedulerConfig, longest: int) -> bool:
-    """Whether the scheduler could ask for this step: within its budgets, and every token has its own block."""
+    """Whether the scheduler could ask for this step: within its budgets, each token with its own slot."""
     requests = [*point.prefill, *((1, context) for context in point.decode_contexts)]
     blocks = sum(-(-(tokens + context) // config.block_tokens) for tokens, context in requests)
     return (
