@@ -29,6 +29,13 @@ TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
 
+def part(progress: Progress | None, start: float, end: float) -> Progress | None:
+    """A progress callback for the part of the work from `start` to `end`, both fractions of the whole."""
+    if progress is None:
+        return None
+    return lambda fraction, what: progress(start + (end - start) * fraction, what)
+
+
 @dataclass(frozen=True)
 class Document:
     """A text and where it came from (`file` or `file:line`)."""
@@ -153,7 +160,7 @@ def tokenize(documents: Sequence[Document], tokenizer: Any, progress: Progress |
 
 
 def pack(rows: Sequence[Tokens], sequence_tokens: int) -> Tokens:
-    """Documents laid end to end and cut into [sequences, sequence_tokens]; an incomplete last one is dropped."""
+    """Documents laid end to end and cut into [sequences, sequence_tokens]; an incomplete one is dropped."""
     stream = np.concatenate([np.empty(0, dtype=np.int32), *rows])
     sequences = stream.size // sequence_tokens
     return stream[: sequences * sequence_tokens].reshape(sequences, sequence_tokens)
@@ -183,12 +190,15 @@ def prepare(
     """
     if sequence_tokens < 2:
         raise InputError(f"sequence_tokens is {sequence_tokens}; allowed is 2 or more")
-    kept = select(documents, rules or CleaningRules(), progress)
+    kept = select(documents, rules or CleaningRules(), part(progress, 0.0, 0.6))
     train_documents, validation_documents = split(kept.documents, validation_fraction)
     sides = {}
     tokens = 0
-    for side, members in (("training", train_documents), ("validation", validation_documents)):
-        rows = tokenize(members, tokenizer, progress)
+    for side, members, span in (
+        ("training", train_documents, (0.6, 0.95)),
+        ("validation", validation_documents, (0.95, 1.0)),
+    ):
+        rows = tokenize(members, tokenizer, part(progress, *span))
         side_tokens = sum(row.size for row in rows)
         tokens += side_tokens
         sides[side] = pack(rows, sequence_tokens)
@@ -246,14 +256,14 @@ def select(
             else:
                 removed[reason] += 1
         if progress is not None and index % 256 == 0:
-            progress(index / len(documents), "cleaning")
+            progress(index / len(documents) / 2, "cleaning")
     first_of = {content_hash(document.text): document for document in reversed(cleaned)}
     exact = [document for document in cleaned if first_of[content_hash(document.text)] is document]
     removed["exact duplicate"] = len(cleaned) - len(exact)
     kept = exact
     if rules.near_duplicate_similarity is not None:
         verdicts = near_duplicates(
-            [document.text for document in exact], rules.near_duplicate_similarity, progress
+            [document.text for document in exact], rules.near_duplicate_similarity, part(progress, 0.5, 1.0)
         )
         kept = [document for document, earlier in zip(exact, verdicts, strict=True) if earlier is None]
     removed["near duplicate"] = len(exact) - len(kept)

@@ -2,8 +2,8 @@
 
 The resemblance of two texts is the Jaccard similarity of their sets of five-word shingles. The fraction of
 equal entries of two MinHash signatures estimates it (Broder 1997, "On the resemblance and containment of
-documents"). Texts that agree in all rows of one band of the signature become candidates (Leskovec, Rajaraman,
-Ullman, "Mining of massive datasets", section 3.4); each candidate pair is then decided on its true similarity.
+documents"). Texts that agree in all rows of one band of the signature are candidates (Leskovec, Rajaraman,
+Ullman, "Mining of massive datasets", section 3.4); each candidate pair is decided on its true similarity.
 Forty lines of numpy do what is needed here, so there is no dependency for it.
 """
 
