@@ -1,4 +1,4 @@
-"""The assumptions table: every number a run rests on, with unit, source, date, and whether it was measured."""
+"""The assumptions table: every number a run rests on, with unit, source, date, measured or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assumption:
-    """One input of a run. `kind`: measured here, predicted by a fitted model, sourced (published), or assumed."""
+    """One input of a run. `kind`: measured, predicted by a fitted model, sourced (published), or assumed."""
 
     key: str
     value: Any
@@ -29,7 +29,8 @@ class Assumption:
 def assumptions(scenario: Scenario, profile: Profile, surface: CapacitySurface) -> list[Assumption]:
     """What the run rests on: the profile's numbers first, then every value of the scenario in its own order.
 
-    A source written in the scenario's `sources` wins; the schema's source holds only while the value is its default.
+    A source written in the scenario's `sources` wins; the schema's source holds only while the value is its
+    default.
     """
     return [*_from_profile(scenario, profile, surface), *_from_scenario(scenario)]
 
@@ -47,7 +48,8 @@ def _from_profile(scenario: Scenario, profile: Profile, surface: CapacitySurface
         ("profile.traffic.output_tokens_mean", surface.output_tokens_mean, "tokens per request"),
     ]
     found = [
-        Assumption(key, value, unit, origin, profile.created_at[:10], profile.kind) for key, value, unit in rows
+        Assumption(key, value, unit, origin, profile.created_at[:10], profile.kind)
+        for key, value, unit in rows
     ]
     if scenario.deployment.replica_price_usd_per_hour is None:
         price = Assumption(
@@ -77,7 +79,5 @@ def _from_scenario(scenario: Scenario) -> list[Assumption]:
                 source, date = head.strip(), tail.strip()
         elif extra.get("source") and value == field.default:
             source, date = str(extra["source"]), str(extra.get("date") or "")
-        found.append(
-            Assumption(key, value, unit_of(field), source, date, "sourced" if source else "assumed")
-        )
+        found.append(Assumption(key, value, unit_of(field), source, date, "sourced" if source else "assumed"))
     return found

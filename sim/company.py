@@ -3,7 +3,8 @@
     data → training → deployment → market → data …
 
 The stages (`sim.stages`) share a `World`; the request level enters only through the capacity surface of the
-measured model, so months take milliseconds. What a run reports is read from the ledger and the stages' records.
+measured model, so months take milliseconds. What a run reports is read from the ledger and the stages'
+records.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Result:
     """One run of one company.
 
     `monthly`: one row per month, units in the column names. `events`: month_index, day, stage, what.
-    `daily_fleet`: month_index, hour_of_day, demand_rps, replicas_reserved, replicas_on_demand, utilisation (mean
-    over the week). `loop`: what flowed round the flywheel over the whole run, see `_loop`.
+    `daily_fleet`: month_index, hour_of_day, demand_rps, replicas_reserved, replicas_on_demand, utilisation
+    (mean over the week). `loop`: what flowed round the flywheel over the whole run, see `_loop`.
     """
 
     scenario: Scenario
@@ -70,7 +71,8 @@ def simulate(
         seed: of the random streams; the scenario's own by default. The same seed gives the same ledger hash.
         profile: of the served model; by default this machine's own measurement, else the shipped one.
         progress: called with (fraction done, what is being done).
-        surface: capacity of one replica, when already known; by default computed from the profile (and cached).
+        surface: capacity of one replica, when already known; by default computed from the profile (and
+        cached).
 
     Raises:
         InputError: no profile of the model, a profile of another model, or an objective that cannot be met.

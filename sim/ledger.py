@@ -1,8 +1,9 @@
 """The books: double entry in integer micro-dollars, kept in columns.
 
 Models the general ledger of a company. Every event that moves money is one posting of two or more lines whose
-debits (positive) and credits (negative) add up to exactly zero; nothing else holds an amount of money anywhere.
-Reports are queries over the lines (`sim.statements`, `sim.metrics`), so they cannot disagree with each other.
+debits (positive) and credits (negative) add up to exactly zero; nothing else holds an amount of money
+anywhere. Reports are queries over the lines (`sim.statements`, `sim.metrics`), so they cannot disagree with
+each other.
 
 A month of the books is 730 hours (8,760 / 12): months are comparable and the time axis stays one number.
 """
@@ -84,7 +85,8 @@ class Ledger:
             party: with whom (a supplier, or a plan and cohort of customers).
 
         Raises:
-            ValueError: unknown account, amount that is not an int, time that is not finite and ≥ 0, unbalanced.
+            ValueError: unknown account, amount that is not an int, time that is not finite and ≥ 0,
+            unbalanced.
         """
         if not (math.isfinite(time_h) and time_h >= 0):
             raise ValueError(f"posting {memo!r}: time_h is {time_h}, allowed: finite and not negative")
@@ -122,7 +124,7 @@ class Ledger:
         return totals
 
     def monthly_by_party(self, accounts: Sequence[str], months: int) -> dict[str, NDArray[np.int64]]:
-        """Credits less debits of some accounts per party and month: {party: micro-dollars [months]}, exact."""
+        """Credits less debits of some accounts by party: {party: micro-dollars [months]}, exact."""
         posting, account, amount = self._columns()
         chosen = np.isin(account, [self._account_index[name] for name in accounts])
         posting, amount = posting[chosen], amount[chosen]
@@ -138,7 +140,7 @@ class Ledger:
         return {words[index]: totals[position] for position, index in enumerate(distinct)}
 
     def trial_balance(self) -> pd.DataFrame:
-        """Every account with its type and its balance as debit or credit, in USD; the two columns add up alike."""
+        """Every account with its type and its balance as debit or credit, in USD; both add up alike."""
         balances = self.monthly_micro(self._months()).sum(axis=1)
         return pd.DataFrame(
             {
@@ -151,7 +153,10 @@ class Ledger:
         ).set_index("account")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per line: posting, time_h, month_index, memo, party, account, type, amount_microusd (debit > 0)."""
+        """One row per line: posting, time_h, month_index, memo, party, account, type, amount_microusd.
+
+        Debits are positive.
+        """
         posting, account, amount = self._columns()
         words = np.array(list(self._words), dtype=object)
         memo = np.array(self._posting_memo, dtype=np.int64)

@@ -2,7 +2,8 @@
 
 Definitions (the usual SaaS ones; the fleet that serves is cost of goods, training is operating expense):
 - MRR: recurring revenue of the month (subscriptions and metered usage, not one-off services); ARR = 12 × MRR.
-- NRR: this month's MRR of those who were customers 12 months ago / their MRR then; GRR: the same without expansion.
+- NRR: this month's MRR of those who were customers 12 months ago / their MRR then; GRR: the same without
+  expansion.
 - CAC: sales and marketing spend / new customers; LTV: ARPU × gross margin / churn rate.
 - CAC payback: CAC / (ARPU × gross margin), months. Burn multiple: net burn / net new ARR.
 - Rule of 40: growth % + free-cash-flow margin %. Runway: cash / mean net burn of the last three months.
@@ -97,8 +98,8 @@ def gross_retention(
 ) -> float:
     """GRR at a month index: as NRR, but no customer counts for more than he paid then.
 
-    Customers of one plan and cohort are alike here, so the cap applies to the mean of each: survivors × the smaller
-    of what they paid then and pay now. `customers` are those billed in each month.
+    Customers of one plan and cohort are alike here, so the cap applies to the mean of each: survivors × the
+    smaller of what they paid then and pay now. `customers` are those billed in each month.
     """
     start = month - span
     if start < 0:

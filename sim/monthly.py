@@ -22,7 +22,7 @@ def month_labels(start_month: str, months: int) -> list[str]:
 
 
 def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
-    """All monthly figures; units stand in the column names, shares and rates are fractions, undefined is NaN."""
+    """All monthly figures; units stand in the column names, shares are fractions, undefined is NaN."""
     months = world.months
     income, cash = statements.income(), statements.cash_flow()
     zero = np.zeros(months)
@@ -70,9 +70,7 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "net_income_usd": money("net_income"),
         "cash_usd": closing_cash,
         "net_burn_usd": net_burn,
-        "runway_months": [
-            metrics.runway_months(closing_cash[m], net_burn[: m + 1]) for m in range(months)
-        ],
+        "runway_months": [metrics.runway_months(closing_cash[m], net_burn[: m + 1]) for m in range(months)],
         "mrr_usd": mrr,
         "arr_usd": 12 * mrr,
         "customers": seen("customers"),
@@ -165,12 +163,11 @@ def _first(table: pd.DataFrame, condition: pd.Series) -> str:
 
 
 def _break_even(table: pd.DataFrame) -> str:
-    """First month from which the company earns money over the rest of the run, month after month on average."""
-    income = table["net_income_usd"].to_numpy()
-    for month in range(len(income)):
-        # Three months in a row: one good month is no turn.
-        window = income[month : month + metrics.TRAILING_MONTHS]
-        if (window > 0).all():
+    """First of three months in a row with a positive net income: one good month is no turn."""
+    positive = table["net_income_usd"].to_numpy() > 0
+    span = min(metrics.TRAILING_MONTHS, len(positive))
+    for month in range(len(positive) - span + 1):
+        if positive[month : month + span].all():
             return str(table["month"].iloc[month])
     return "never"
 

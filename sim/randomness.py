@@ -1,8 +1,8 @@
 """Named random streams, and whole-number draws from a uniform number.
 
-Each stage draws only from the stream with its own name, and a draw uses the same number of uniforms whatever its
-parameters are (inverse transform sampling). Two scenarios with one seed therefore share their noise (common random
-numbers): the difference between them is the effect of the assumption, not luck.
+Each stage draws only from the stream with its own name, and a draw uses the same number of uniforms whatever
+its parameters are (inverse transform sampling). Two scenarios with one seed therefore share their noise
+(common random numbers): the difference between them is the effect of the assumption, not luck.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class Scenario(ScenarioFields):
         """Read a scenario file, or a shipped scenario by its bare name ("api_startup").
 
         Raises:
-            InputError: no such file, not YAML (with line and column), or a wrong key or value (with its line).
+            InputError: no such file, not YAML (with line and column), or a wrong key or value (with its
+            line).
         """
         file = _find(path)
         document = _parse(file)
@@ -72,7 +73,7 @@ class Scenario(ScenarioFields):
         write_atomically(path, self.to_yaml())
 
     def to_yaml(self) -> str:
-        """The scenario as YAML: as loaded and overridden, or, if made in code, with each key's meaning beside it."""
+        """The scenario as YAML: as loaded and overridden; made in code, with each key's meaning beside it."""
         if self._document is None:
             return commented_yaml(self) + "\n"
         stream = io.StringIO()
@@ -147,7 +148,9 @@ def _parse(file: Path) -> CommentedMap:
         raise InputError(f"{file}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(document, CommentedMap):
         found = "nothing" if document is None else "no mapping of keys to values"
-        raise InputError(f"{file}: found {found}, allowed: the keys of a scenario (see `flywheel run --help`)")
+        raise InputError(
+            f"{file}: found {found}, allowed: the keys of a scenario (see `flywheel run --help`)"
+        )
     return document
 
 
@@ -159,7 +162,9 @@ def _plain(document: Any, file: str) -> dict[str, Any]:
         nonlocal budget
         budget -= 1
         if budget < 0 or depth > _DEEPEST:
-            raise InputError(f"{file}: more than {_MOST_VALUES:,} values or {_DEEPEST} levels, allowed: fewer")
+            raise InputError(
+                f"{file}: more than {_MOST_VALUES:,} values or {_DEEPEST} levels, allowed: fewer"
+            )
         if isinstance(node, TaggedScalar):
             raise InputError(f"{file}: found the YAML tag {node.tag.value}, allowed: plain values")
         if isinstance(node, Mapping):
@@ -183,7 +188,9 @@ def _set(tree: Any, key: str, value: Any, file: str) -> None:
         if inner is None:
             tree[name] = inner = {}
         if not isinstance(inner, dict):
-            raise InputError(f"{file}: {key}: unknown key; {'.'.join(sections[: depth + 1])} is a single value")
+            raise InputError(
+                f"{file}: {key}: unknown key; {'.'.join(sections[: depth + 1])} is a single value"
+            )
         tree = inner
     tree[last] = value
 

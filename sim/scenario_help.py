@@ -20,7 +20,9 @@ def explain(
     error: ValidationError, schema: type[BaseModel], file: str, document: CommentedMap | None = None
 ) -> str:
     """The first mistake (in the order of the file) in one line: file, line, key, found, allowed."""
-    located = [(line_of(document, item["loc"]) or 0, position, item) for position, item in enumerate(error.errors())]
+    located = [
+        (line_of(document, item["loc"]) or 0, position, item) for position, item in enumerate(error.errors())
+    ]
     line, _, item = min(located, key=lambda entry: entry[:2])
     key = ".".join(str(part) for part in item["loc"])
     where = f"{file}: line {line}: {key}" if line else f"{file}: {key}"
@@ -74,14 +76,14 @@ def commented_yaml(model: BaseModel, indent: str = "") -> str:
         unit = unit_of(field)
         comment = f"# {field.description}{f' [{unit}]' if unit else ''}"
         if isinstance(value, BaseModel):
-            lines += [f"{indent}{comment}", f"{indent}{name}:", commented_yaml(value, indent + "  ")]
+            lines += ["", f"{indent}{comment}", f"{indent}{name}:", commented_yaml(value, indent + "  ")]
         elif isinstance(value, dict) and value:
             lines += [f"{indent}{comment}", f"{indent}{name}:"]
             for key, entry in value.items():
                 if isinstance(entry, BaseModel):
                     lines += [f"{indent}  {key}:", commented_yaml(entry, indent + "    ")]
                 else:
-                    lines.append(f"{indent}  {key}: {_scalar(entry)}")
+                    lines.append(f"{f'{indent}  {key}: {_scalar(entry)}':<46} # [{unit}]")
         else:
             lines.append(f"{f'{indent}{name}: {_scalar(value)}':<46} {comment}")
     return "\n".join(lines)
@@ -108,7 +110,10 @@ def inconsistency(scenario: ScenarioFields) -> tuple[str, str] | None:
             if target is None or plan.converts_to not in paying:
                 return key, f"found {plan.converts_to!r}, allowed: a paying plan ({', '.join(paying)})"
             if not free:
-                return key, f"found {plan.converts_to!r} on a paying plan, allowed: null (only free users convert)"
+                return (
+                    key,
+                    f"found {plan.converts_to!r} on a paying plan, allowed: null (only free users convert)",
+                )
         elif plan.conversion_per_month > 0:
             return key, "found null with a conversion_per_month above 0, allowed: the name of a paying plan"
     known = {key for key, _, _ in leaves(scenario)}
@@ -206,7 +211,9 @@ def _allowed(field: FieldInfo) -> str:
             if bound is not None:
                 words += f" {sign} {bound:g}"
     unit = unit_of(field)
-    words = f"{words}, in {unit}" if unit and kinds[0] in (float, int) else f"{words} ({unit})" if unit else words
+    words = (
+        f"{words}, in {unit}" if unit and kinds[0] in (float, int) else f"{words} ({unit})" if unit else words
+    )
     return f"{words} ({field.description})" + (" or null" if nullable else "")
 
 

@@ -23,7 +23,13 @@ class Section(BaseModel):
 
 
 def quantity(
-    default: Any, unit: str, meaning: str, *, source: str | None = None, date: str | None = None, **bounds: Any
+    default: Any,
+    unit: str,
+    meaning: str,
+    *,
+    source: str | None = None,
+    date: str | None = None,
+    **bounds: Any,
 ) -> Any:
     """A field with its unit, its meaning, and where its default comes from (None: assumed)."""
     return Field(
@@ -47,7 +53,11 @@ class DataSource(Section):
     cleaning_yield: float = fraction(0.5, "raw tokens that survive cleaning and filtering")
     duplicate_share: float = fraction(0.2, "cleaned tokens that are duplicates of text already held")
     quality: float = quantity(
-        1.0, "effective tokens per token", "what a clean token teaches, against an in-domain one", ge=0, le=100
+        1.0,
+        "effective tokens per token",
+        "what a clean token teaches, against an in-domain one",
+        ge=0,
+        le=100,
     )
 
 
@@ -59,9 +69,15 @@ class Data(Section):
     )
     sources: dict[str, DataSource] = Field(default_factory=dict, description="text streams by name")
     feedback_opt_in: float = fraction(0.2, "usage whose customer lets the company train on it")
-    feedback_yield: float = fraction(0.02, "opted-in tokens that survive cleaning, deduplication and selection")
+    feedback_yield: float = fraction(
+        0.02, "opted-in tokens that survive cleaning, deduplication and selection"
+    )
     feedback_quality: float = quantity(
-        5.0, "effective tokens per token", "what a token of real usage teaches, against bought text", ge=0, le=100
+        5.0,
+        "effective tokens per token",
+        "what a token of real usage teaches, against bought text",
+        ge=0,
+        le=100,
     )
     labelled_share: float = fraction(0.01, "kept feedback tokens that people label")
     labelling_usd_per_mtok: float = quantity(2000.0, "USD per million labelled tokens", "people's work", ge=0)
@@ -135,7 +151,9 @@ class Deployment(Section):
     price_decline_per_year: float = quantity(
         0.10, "fraction per year", "how fast serving machines get cheaper", ge=0, lt=1
     )
-    headroom: float = quantity(0.20, "fraction", "capacity ordered above the demand that is seen", ge=0, le=10)
+    headroom: float = quantity(
+        0.20, "fraction", "capacity ordered above the demand that is seen", ge=0, le=10
+    )
     min_replicas: int = quantity(2, "replicas", "smallest fleet, for availability", ge=1, le=1_000_000)
     provisioning_delay_h: float = quantity(
         0.1, "h", "from ordering a machine to serving; demand may outgrow the fleet meanwhile", ge=0, le=24
@@ -145,7 +163,9 @@ class Deployment(Section):
     )
     reserved_discount: float = fraction(0.30, "discount on reserved replicas")
     reserved_term_months: int = quantity(6, "months", "how long a reservation binds", ge=1, le=60)
-    rollout_days: float = quantity(7.0, "days", "from a passed gate to all users on the new version", ge=0, le=365)
+    rollout_days: float = quantity(
+        7.0, "days", "from a passed gate to all users on the new version", ge=0, le=365
+    )
     support_usd_per_incident_hour: float = quantity(
         50.0, "USD per hour with unserved requests", "people handling the incident", ge=0
     )
@@ -196,7 +216,10 @@ class Market(Section):
         0.40, "USD per million output tokens", "what customers pay", ge=0
     )
     reference_price_usd_per_mtok: float = quantity(
-        0.15, "USD per million tokens, prompt and output together", "what comparable offers cost at the start", gt=0
+        0.15,
+        "USD per million tokens, prompt and output together",
+        "what comparable offers cost at the start",
+        gt=0,
     )
     reference_price_decline_per_year: float = quantity(
         0.15, "fraction per year", "how fast competitors cut their prices", ge=0, lt=1
@@ -239,15 +262,25 @@ class Market(Section):
         5.0, "exponent per quality point", "churn hazard × exp(-c (quality - competitor's))", ge=0, le=100
     )
     signup_per_quality: float = quantity(
-        3.0, "exponent per quality point", "signups, conversion × exp(c (quality - competitor's))", ge=0, le=100
+        3.0,
+        "exponent per quality point",
+        "signups, conversion × exp(c (quality - competitor's))",
+        ge=0,
+        le=100,
     )
     churn_per_latency: float = quantity(
-        0.5, "exponent", "churn hazard × (felt / objective latency)^c when slower than the objective", ge=0, le=20
+        0.5,
+        "exponent",
+        "churn hazard × (felt / objective latency)^c when slower than the objective",
+        ge=0,
+        le=20,
     )
     churn_per_unserved: float = quantity(
         2.0, "lost customers per month per fraction of requests unserved", "what outages cost", ge=0, le=100
     )
-    plans: dict[str, Plan] = Field(default_factory=dict, description="what customers can sign, by name", min_length=1)
+    plans: dict[str, Plan] = Field(
+        default_factory=dict, description="what customers can sign, by name", min_length=1
+    )
 
 
 class Role(Section):
@@ -257,7 +290,9 @@ class Role(Section):
         "general", "research, sales or general", "where the salary shows in the books"
     )
     headcount: float = quantity(1.0, "people", "at the start", ge=0, le=1e6)
-    hires_per_year: float = quantity(0.0, "people per year", "steady growth (negative: reduction)", ge=-1e6, le=1e6)
+    hires_per_year: float = quantity(
+        0.0, "people per year", "steady growth (negative: reduction)", ge=-1e6, le=1e6
+    )
     cost_usd_per_year: float = quantity(
         120_000.0, "USD per person and year", "salary with everything the employer pays", ge=0
     )
@@ -282,9 +317,13 @@ class Finance(Section):
     customer_payment_days: float = quantity(
         0.0, "days", "from invoice to money: 0 cards, 30 companies", ge=0, le=365
     )
-    supplier_payment_days: float = quantity(30.0, "days", "from a supplier's bill to its payment", ge=0, le=365)
+    supplier_payment_days: float = quantity(
+        30.0, "days", "from a supplier's bill to its payment", ge=0, le=365
+    )
     payment_fee_share: float = fraction(0.029, "of each invoice kept by the payment processor")
-    payment_fee_usd: float = quantity(0.30, "USD per paying customer and month", "fixed part of the fee", ge=0)
+    payment_fee_usd: float = quantity(
+        0.30, "USD per paying customer and month", "fixed part of the fee", ge=0
+    )
 
 
 class ScenarioFields(Section):
@@ -302,5 +341,7 @@ class ScenarioFields(Section):
     market: Market = Field(description="stage 4: customers and prices")
     finance: Finance = Field(default_factory=Finance, description="people, terms, funding")
     sources: dict[str, str] = Field(
-        default_factory=dict, description='where values come from: {dotted key: "source, date"}'
+        default_factory=dict,
+        description='where values come from: {dotted key: "source, date"}',
+        json_schema_extra={"unit": "source, date"},
     )

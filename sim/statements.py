@@ -1,7 +1,8 @@
 """The three statements by month, read from the ledger: income, balance sheet, cash flow.
 
-Cash flow uses the indirect method (net income, then what working capital held back), as a finance lead expects.
-Everything is computed in whole micro-dollars; the frames give USD unless `exact=True` asks for the integers.
+Cash flow uses the indirect method (net income, then what working capital held back), as a finance lead
+expects. Everything is computed in whole micro-dollars; the frames give USD unless `exact=True` asks for the
+integers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from sim.ledger import MICRO_PER_USD, Kind, Ledger
 class Statements:
     """Statements of the first `months` months of a ledger; rows are months, columns are lines.
 
-    Invariants (tested): assets = liabilities + equity, and the month's cash flow = the change of the cash account.
+    Invariants (tested): assets = liabilities + equity, and the month's cash flow = the change of the cash
+    account.
     """
 
     ledger: Ledger
@@ -27,66 +29,57 @@ class Statements:
 
     def income(self, *, exact: bool = False) -> pd.DataFrame:
         """Revenue, cost of goods sold, operating expense by account, and the profits between them."""
-        flows = self._flows()
-        lines: dict[str, NDArray[np.int64]] = {}
-        sums: dict[str, NDArray[np.int64]] = {}
-        for kind, total in (("revenue", "revenue"), ("cogs", "cogs"), ("opex", "opex")):
-            sign = -1 if kind == "revenue" else 1
-            accounts = self._accounts(kind)  # type: ignore[arg-type]
-            for account in accounts:
-                lines[account] = sign * flows[account]
-            sums[total] = sign * sum((flows[a] for a in accounts), np.zeros(len(self.labels), dtype=np.int64))
-            lines[f"total_{total}"] = sums[total]
-            if kind == "cogs":
-                lines["gross_profit"] = sums["revenue"] - sums["cogs"]
-        lines["net_income"] = sums["revenue"] - sums["cogs"] - sums["opex"]
+        revenue, revenue_total = self._section("revenue", sign=-1)
+        cogs, cogs_total = self._section("cogs")
+        opex, opex_total = self._section("opex")
+        lines = {**revenue, "total_revenue": revenue_total, **cogs, "total_cogs": cogs_total}
+        lines |= {"gross_profit": revenue_total - cogs_total, **opex, "total_opex": opex_total}
+        lines["net_income"] = revenue_total - cogs_total - opex_total
         return self._frame(lines, exact)
 
     def balance_sheet(self, *, exact: bool = False) -> pd.DataFrame:
         """Closing balances of each month; equity holds what was paid in and what was earned so far."""
-        flows = self._flows()
-        zero = np.zeros(len(self.labels), dtype=np.int64)
-        lines: dict[str, NDArray[np.int64]] = {}
-        for kind, sign in (("asset", 1), ("liability", -1), ("equity", -1)):
-            accounts = self._accounts(kind)  # type: ignore[arg-type]
-            for account in accounts:
-                lines[account] = sign * np.cumsum(flows[account])
-            total = sum((lines[account] for account in accounts), zero)
-            if kind == "equity":
-                lines["retained_earnings"] = np.cumsum(self.income(exact=True)["net_income"].to_numpy())
-                total = total + lines["retained_earnings"]
-            lines[{"asset": "total_assets", "liability": "total_liabilities", "equity": "total_equity"}[kind]] = (
-                total
-            )
+        assets, assets_total = self._section("asset", running=True)
+        liabilities, liabilities_total = self._section("liability", sign=-1, running=True)
+        equity, paid_in = self._section("equity", sign=-1, running=True)
+        retained = np.cumsum(self.income(exact=True)["net_income"].to_numpy())
+        lines = {**assets, "total_assets": assets_total}
+        lines |= {**liabilities, "total_liabilities": liabilities_total}
+        lines |= {**equity, "retained_earnings": retained, "total_equity": paid_in + retained}
         return self._frame(lines, exact)
 
     def cash_flow(self, *, exact: bool = False) -> pd.DataFrame:
         """From net income to the change of cash, by the indirect method."""
-        flows = self._flows()
-        zero = np.zeros(len(self.labels), dtype=np.int64)
-        lines: dict[str, NDArray[np.int64]] = {
-            "net_income": self.income(exact=True)["net_income"].to_numpy()
+        cash = self._section("asset")[0]["cash"]
+        working = {
+            f"change_in_{name}": -flow for name, flow in self._section("asset")[0].items() if name != "cash"
         }
-        operating = lines["net_income"].copy()
-        for kind in ("asset", "liability"):
-            for account in self._accounts(kind):  # type: ignore[arg-type]
-                if account != "cash":
-                    lines[f"change_in_{account}"] = -flows[account]
-                    operating = operating - flows[account]
-        lines["operating_cash_flow"] = operating
-        financing = sum((-flows[account] for account in self._accounts("equity")), zero)
-        lines["financing_cash_flow"] = financing
-        lines["net_cash_flow"] = operating + financing
-        lines["closing_cash"] = np.cumsum(flows["cash"])
-        lines["opening_cash"] = lines["closing_cash"] - flows["cash"]
+        working |= {f"change_in_{name}": -flow for name, flow in self._section("liability")[0].items()}
+        net_income = self.income(exact=True)["net_income"].to_numpy()
+        operating = net_income + sum(working.values(), np.zeros_like(net_income))
+        financing = self._section("equity", sign=-1)[1]
+        closing = np.cumsum(cash)
+        lines = {
+            "net_income": net_income,
+            **working,
+            "operating_cash_flow": operating,
+            "financing_cash_flow": financing,
+            "net_cash_flow": operating + financing,
+            "opening_cash": closing - cash,
+            "closing_cash": closing,
+        }
         return self._frame(lines, exact)
 
-    def _flows(self) -> dict[str, NDArray[np.int64]]:
+    def _section(
+        self, kind: Kind, sign: int = 1, running: bool = False
+    ) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+        """Lines and total of all accounts of one type, per month or as running balance, in micro-dollars."""
         totals = self.ledger.monthly_micro(len(self.labels))
-        return {account: totals[index] for index, account in enumerate(self.ledger.accounts)}
-
-    def _accounts(self, kind: Kind) -> list[str]:
-        return [account for account, its_kind in self.ledger.chart.items() if its_kind == kind]
+        lines = {}
+        for index, (account, its_kind) in enumerate(self.ledger.chart.items()):
+            if its_kind == kind:
+                lines[account] = sign * (np.cumsum(totals[index]) if running else totals[index])
+        return lines, np.asarray(sum(lines.values(), np.zeros(len(self.labels), dtype=np.int64)))
 
     def _frame(self, lines: dict[str, NDArray[np.int64]], exact: bool) -> pd.DataFrame:
         frame = pd.DataFrame(lines, index=pd.Index(self.labels, name="month"))

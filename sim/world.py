@@ -1,8 +1,9 @@
-"""What the stages of one company share: the clock, the books, the model in use, and what they hand to each other.
+"""What the stages of one company share: the clock, the books, the model in use, and what they hand to each
+other.
 
-Time is simulated hours; a month is 730 hours. Within a month the stages act at fixed hours, so that cause comes
-before effect: text and customers arrive (0), the fleet serves (1), people are paid (365), bills and invoices go
-out and customers leave (729).
+Time is simulated hours; a month is 730 hours. Within a month the stages act at fixed hours, so that cause
+comes before effect: text and customers arrive (0), the fleet serves (1), people are paid (365), bills and
+invoices go out and customers leave (729).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Service:
 
 @dataclass
 class World:
-    """One company in one SimPy environment. Stages write physical quantities with `record`, money with the ledger."""
+    """One company in one SimPy environment: stages record quantities here and money in the ledger."""
 
     scenario: Scenario
     profile: Profile
@@ -72,7 +73,9 @@ class World:
     service: Service = field(default_factory=Service)  # of the current month, from the fleet to the market
     records: dict[str, FloatArray] = field(default_factory=dict)
     fleet_by_hour: list[FloatArray] = field(default_factory=list)  # per month [24, 4], see FLEET_COLUMNS
-    billed: dict[tuple[str, int], FloatArray] = field(default_factory=dict)  # customers by plan and cohort [months]
+    billed: dict[tuple[str, int], FloatArray] = field(
+        default_factory=dict
+    )  # customers by plan and cohort [months]
     events: list[tuple[float, str, str]] = field(default_factory=list)  # hour, stage, what
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
 """Stage 1, data: text is bought or crawled, cleaned and deduplicated; users' consented usage flows back.
 
-Models the data team. Kept tokens = raw × cleaning yield × (1 − duplicate share). A token counts with its quality
-(how much it teaches compared with clean in-domain text); diminishing returns come from the power law of the
-training stage, not from here. Feedback = tokens served × opt-in × yield; a share of it is labelled by people.
+Models the data team. Kept tokens = raw × cleaning yield × (1 − duplicate share). A token counts with its
+quality (how much it teaches compared with clean in-domain text); diminishing returns come from the power law
+of the training stage, not from here. Feedback = tokens served × opt-in × yield; a share of it is labelled by
+people.
 """
 
 from __future__ import annotations

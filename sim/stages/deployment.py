@@ -1,10 +1,11 @@
 """Stage 3, deployment: versions roll out, and a fleet of replicas follows demand hour by hour.
 
 Models the platform team. The 168 hours of a week stand for the month (730/168 = 4.345 weeks). Each hour the
-autoscaler orders ceil(demand × (1 + headroom) / capacity of one replica), capacity being what the measured model
-sustains under the latency objective (`sim.capacity`). Machines serve `provisioning_delay_h` after their order, so
-a rising demand finds a smaller fleet for a while: replicas then run above their capacity, slower, up to the
-overload limit where requests are refused. Reserved replicas are paid always at a discount, the rest by the hour.
+autoscaler orders ceil(demand × (1 + headroom) / capacity of one replica), capacity being what the measured
+model sustains under the latency objective (`sim.capacity`). Machines serve `provisioning_delay_h` after
+their order, so a rising demand finds a smaller fleet for a while: replicas then run above their capacity,
+slower, up to the overload limit where requests are refused. Reserved replicas are paid always at a discount,
+the rest by the hour.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def serve_week(world: World, demand_rps: FloatArray, reserved: float) -> Week:
     ordered = np.maximum(wanted, reserved)
     whole_h = math.floor(deployment.provisioning_delay_h)
     part_h = deployment.provisioning_delay_h - whole_h
-    # Each hour in two parts: until `part_h` the orders of one hour more ago serve. Released machines go at once.
+    # Each hour in two parts: until `part_h` the orders of one hour more ago serve. Released ones go at once.
     early = np.maximum(np.minimum(wanted, np.roll(wanted, whole_h + 1)), reserved)
     late = np.maximum(np.minimum(wanted, np.roll(wanted, whole_h)), reserved)
     replicas = np.stack([early, late])
@@ -96,11 +97,11 @@ def run(world: World) -> ProcessGenerator:
         if month % deployment.reserved_term_months == 0:
             mean_fleet = float(serve_week(world, world.demand_rps * world.week_shape, 0.0).ordered.mean())
             reserved = float(round(deployment.reserved_share * mean_fleet))
-            world.note("deployment", f"{reserved:.0f} replicas reserved for {deployment.reserved_term_months} months")
+            world.note(
+                "deployment", f"{reserved:.0f} replicas reserved for {deployment.reserved_term_months} months"
+            )
         week = serve_week(world, demand_rps, reserved)
-        slowness = max(
-            week.ttft_p95_s / deployment.ttft_p95_s, week.tpot_p95_s / deployment.tpot_p95_s, 1.0
-        )
+        slowness = max(week.ttft_p95_s / deployment.ttft_p95_s, week.tpot_p95_s / deployment.tpot_p95_s, 1.0)
         world.service = Service(week.served_fraction, slowness)
         _record(world, week, reserved)
 
@@ -123,7 +124,9 @@ def roll_out(world: World) -> ProcessGenerator:
         version = yield world.releases.get()
         yield world.env.timeout(world.scenario.deployment.rollout_days * 24)
         world.live = version
-        world.note("deployment", f"version {version.version} serves all users (quality {version.quality:.3f})")
+        world.note(
+            "deployment", f"version {version.version} serves all users (quality {version.quality:.3f})"
+        )
 
 
 def _record(world: World, week: Week, reserved: float) -> None:

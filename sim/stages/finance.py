@@ -1,8 +1,9 @@
 """Money that is not tied to one stage: funding, salaries, other cost, and when bills are really paid.
 
-Models accrual accounting: a cost counts in the month it is caused, its cash leaves `supplier_payment_days` later;
-revenue counts when invoiced, its cash comes `customer_payment_days` later. Cash may go below zero: the report then
-says in which month the money ended, because a founder wants to see by how much it falls short.
+Models accrual accounting: a cost counts in the month it is caused, its cash leaves `supplier_payment_days`
+later; revenue counts when invoiced, its cash comes `customer_payment_days` later. Cash may go below zero:
+the report then says in which month the money ended, because a founder wants to see by how much it falls
+short.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _HOURS_PER_DAY = 24
 
 
 def run(world: World) -> ProcessGenerator:
-    """Pay in the founders' money, then month by month: rounds, salaries, other cost; note when cash runs out."""
+    """Pay in the founders' money, then by month: rounds, salaries, other cost; note when cash runs out."""
     finance = world.scenario.finance
     _pay_in(world, "opening cash", "founders", finance.initial_cash_usd)
     solvent = True

@@ -1,14 +1,15 @@
 """Stage 4, market: who comes, what they use and pay, who leaves.
 
 Models sales and customers, by plan and by cohort (month of joining), in whole customers.
-- Signups follow Bass 1969 ("A new product growth for model consumer durables"): organic and marketed adopters,
-  plus word of mouth per customer, slowed by the part of the market already won. Marketing saturates:
-  signups = S·spend / (spend + S·cost), slope 1/cost at first and never more than S.
-- Price: demand × (price / reference)^−elasticity, the constant-elasticity demand curve; competitors cut prices
-  and improve every year.
-- Churn: proportional hazards (Cox 1972): base hazard × exp(−c·quality advantage) × slowness^c, plus a term for
-  requests refused.
-Every cohort of every paying plan gets its own invoice posting, so that NRR and GRR are queries over the ledger.
+- Signups follow Bass 1969 ("A new product growth for model consumer durables"): organic and marketed
+  adopters, plus word of mouth per customer, slowed by the part of the market already won. Marketing
+  saturates: signups = S·spend / (spend + S·cost), slope 1/cost at first and never more than S.
+- Price: demand × (price / reference)^−elasticity, the constant-elasticity demand curve; competitors cut
+  prices and improve every year.
+- Churn: proportional hazards (Cox 1972): base hazard × exp(−c·quality advantage) × slowness^c, plus a term
+  for requests refused.
+Every cohort of every paying plan gets its own invoice posting, so that NRR and GRR are queries over the
+ledger.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def run(world: World) -> ProcessGenerator:
             if is_paying(plan):
                 revenue_usd += _invoice(world, name, plan, customers[name], usage[name] * scale, joined[name])
             buy(world, "support", float(customers[name].sum()) * plan.support_usd_per_month, "support", name)
-        world.record("billed_customers", sum(int(customers[n].sum()) for n, p in market.plans.items() if is_paying(p)))
+        world.record(
+            "billed_customers", sum(int(customers[n].sum()) for n, p in market.plans.items() if is_paying(p))
+        )
         _lose(world, customers, month, advantage)
         for name, plan in market.plans.items():
             world.record("customers" if is_paying(plan) else "customers_free", int(customers[name].sum()))
@@ -110,7 +113,9 @@ def marketed_signups(market: Market, spend_usd: float) -> float:
     return most * spend_usd / (spend_usd + most * market.signup_cost_usd)
 
 
-def churn_probability(market: Market, base: float, advantage: float, slowness: float, refused: float) -> float:
+def churn_probability(
+    market: Market, base: float, advantage: float, slowness: float, refused: float
+) -> float:
     """Probability that a customer leaves this month (proportional hazards)."""
     if base >= 1:
         return 1.0

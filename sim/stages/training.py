@@ -1,11 +1,12 @@
 """Stage 2, training: a run on a rented cluster every few months, and a gate before anything is released.
 
 Models the research team. The loss follows the scaling law L(N, D) = E + A/N^alpha + B/D^beta (constants of
-Besiroglu et al. 2024, arXiv:2404.10102) with N the parameters of the served model and D the effective in-domain
-tokens: what the starting model knows plus the pool at the start of the run. Compute of the final run is 6·N·tokens
-(Kaplan et al. 2020, arXiv:2001.08361); trials and ablations multiply it; hours = FLOP / (accelerators × peak × MFU).
-The gate compares a noisy measurement of the new loss with the live one; a failed gate costs the same and
-releases nothing. Quality = exp(−k·(L − E)) is an assumption: monotone, 1 for a perfect model.
+Besiroglu et al. 2024, arXiv:2404.10102) with N the parameters of the served model and D the effective
+in-domain tokens: what the starting model knows plus the pool at the start of the run. Compute of the final
+run is 6·N·tokens (Kaplan et al. 2020, arXiv:2001.08361); trials and ablations multiply it; hours = FLOP /
+(accelerators × peak × MFU). The gate compares a noisy measurement of the new loss with the live one;
+a failed gate costs the same and releases nothing. Quality = exp(−k·(L − E)) is an assumption: monotone, 1
+for a perfect model.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _SMALLEST_STEP_H = 1e-6  # keeps rounding at the end of a month from opening sli
 
 
 def expected_loss(training: Training, parameters: float, effective_tokens: float) -> float:
-    """Loss (nats per token) of a model of `parameters` weights that has learnt from this much in-domain text."""
+    """Loss (nats per token) of a model of `parameters` weights that knows this much in-domain text."""
     law = ScalingConstants(
         E=training.loss_irreducible,
         A=training.loss_a,
