@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
     (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     partial.replace(final)
-    for other in checkpoints(folder):
+    for other in [*checkpoints(folder), *folder.glob(".step-*.partial")]:
         if other != final:
             shutil.rmtree(other)
     return final

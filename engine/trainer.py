@@ -13,7 +13,6 @@ import json
 import math
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -33,6 +32,7 @@ from engine.checkpoint import (
 )
 from engine.data import PreparedData, Progress, Tokens, part, prepare, read_documents, train_tokenizer
 from engine.errors import InputError
+from engine.memory import peak_memory_bytes, reset_peak_memory
 from engine.optimization import batch_rows, evaluate, learning_rate, new_optimizer, optimizer_step, peak_flops
 from engine.scaling import TRAINING_FLOP, training_flop
 from engine.train_config import TrainConfig, TrainReport
@@ -151,20 +151,18 @@ def _train(
     folder: Path | None,
     resume: bool,
 ) -> TrainReport:
-    device = torch.device(config.device)
     optimizer = new_optimizer(model, config)
     fingerprint = _fingerprint(config, data)
     state, best_weights = _State(), None
     saved = checkpoints(folder) if folder else []
     if saved and resume:
         state, best_weights = _resume(saved[-1], model, optimizer, fingerprint)
-    elif folder and saved:
-        shutil.rmtree(folder)  # of an earlier run; nobody may resume from it by mistake
+    for path in [] if resume else saved:
+        shutil.rmtree(path)  # of an earlier run; nobody may resume from it by mistake
     validation = data.validation[: config.max_validation_sequences]
     evaluate_every = config.evaluate_every or max(config.steps // 10, 1)
     started = time.perf_counter() - state.wall_s
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak_memory(torch.device(config.device))
     if not state.validation_losses:
         state.validation_losses.append((0, evaluate(model, validation, config)))
     first, stopped_early = state.step + 1, False
@@ -225,7 +223,7 @@ def _step(
     loss = optimizer_step(model, optimizer, batches, rate, config)
     if not math.isfinite(loss):
         raise InputError(f"training: the loss is {loss} at step {step}; lower learning_rate ({rate:g})")
-    state.peak_memory_bytes = max(state.peak_memory_bytes, _memory_bytes(torch.device(config.device)))
+    state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory_bytes(torch.device(config.device)))
     return loss
 
 
@@ -318,15 +316,3 @@ def _tokenizer(name: str, texts: Sequence[str]) -> Any:
     from engine.model import load_tokenizer
 
     return load_tokenizer(name)
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

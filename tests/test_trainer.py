@@ -104,12 +104,18 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     config = replace(TINY, architecture=architecture, checkpoint_every=4, patience=50)
     whole = train(config, data, out_dir=tmp_path / "whole")
     with pytest.raises(Interrupted):
-        train(config, data, stop_at(10), out_dir=tmp_path / "cut")
+        train(config, data, stop_at(6), out_dir=tmp_path / "cut")
+    (
+        tmp_path / "cut" / "checkpoints" / ".step-00000008.1.partial"
+    ).mkdir()  # of a process killed while writing
+    with pytest.raises(Interrupted):
+        train(config, data, stop_at(10), out_dir=tmp_path / "cut", resume=True)
     assert [path.name for path in checkpoints(tmp_path / "cut" / "checkpoints")] == ["step-00000008"]
     resumed = train(config, data, out_dir=tmp_path / "cut", resume=True)
     assert resumed.train_losses == whole.train_losses
     assert resumed.validation_losses == whole.validation_losses
     assert (resumed.validation_loss, resumed.tokens) == (whole.validation_loss, whole.tokens)
+    assert not list((tmp_path / "cut").rglob("*.partial"))
     suffixes = {path.suffix for path in (tmp_path / "cut").rglob("*") if path.is_file()}
     assert suffixes == {".safetensors", ".json"}
 
@@ -295,3 +301,15 @@ def test_from_texts_to_a_model_on_disk(tmp_path: Path) -> None:
     assert tokenizer.eos_token_id == model.config.eos_token_id
     with pytest.raises(InputError, match=r"bpe:SIZE"):
         run_training([tmp_path], out, TINY, "bpe:many")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_as_the_cpu_does(data: PreparedData) -> None:
+    on_cpu = train(TINY, data)
+    on_gpu = train(replace(TINY, device="cuda"), data)
+    assert on_gpu.train_losses == pytest.approx(on_cpu.train_losses, rel=1e-3)
+    halved = train(replace(TINY, device="cuda", dtype="bfloat16", peak_flops=None), data)
+    assert halved.validation_loss == pytest.approx(on_cpu.validation_loss, rel=0.05)
+    assert halved.peak_flops > 1e13
+    assert 0 < halved.mfu < 1
