@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sim.scenario_help import leaves, unit_of
+from sim.scenario_help import leaves, source_of, unit_of
 
 if TYPE_CHECKING:
     from engine.profile import Profile
@@ -69,15 +68,12 @@ def _from_scenario(scenario: Scenario) -> list[Assumption]:
     for key, value, field in leaves(scenario):
         if key in ("name", "seed", "start_month"):
             continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, Mapping) else {}
-        source, date = "", ""
+        source, date = source_of(field, value) or ("", "")
         if key in scenario.sources:
             # "source, date": the date is what stands after the last comma, when it looks like one.
             source = scenario.sources[key]
             head, comma, tail = source.rpartition(",")
             if comma and tail.strip()[:4].isdigit():
                 source, date = head.strip(), tail.strip()
-        elif extra.get("source") and value == field.default:
-            source, date = str(extra["source"]), str(extra.get("date") or "")
         found.append(Assumption(key, value, unit_of(field), source, date, "sourced" if source else "assumed"))
     return found

@@ -17,6 +17,7 @@ from pydantic import PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from engine.errors import InputError
 from engine.files import write_atomically
@@ -126,8 +127,18 @@ def _find(path: str | Path) -> Path:
     raise InputError(f"{path}: no such file, and no shipped scenario of that name ({', '.join(shipped)})")
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes null where ruamel would leave the value away, so that a saved file is the loaded one."""
+
+
+_Representer.add_representer(
+    type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
 def _yaml() -> YAML:
     yaml = YAML(typ="rt", pure=True)
+    yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 4096
     return yaml

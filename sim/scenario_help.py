@@ -20,10 +20,12 @@ def explain(
     error: ValidationError, schema: type[BaseModel], file: str, document: CommentedMap | None = None
 ) -> str:
     """The first mistake (in the order of the file) in one line: file, line, key, found, allowed."""
+    # A missing key comes last: it is often the other half of a misspelt one.
     located = [
-        (line_of(document, item["loc"]) or 0, position, item) for position, item in enumerate(error.errors())
+        (item["type"] == "missing", line_of(document, item["loc"]) or 0, position, item)
+        for position, item in enumerate(error.errors())
     ]
-    line, _, item = min(located, key=lambda entry: entry[:2])
+    _, line, _, item = min(located, key=lambda entry: entry[:3])
     key = ".".join(str(part) for part in item["loc"])
     where = f"{file}: line {line}: {key}" if line else f"{file}: {key}"
     if item["type"] == "extra_forbidden":
@@ -75,6 +77,9 @@ def commented_yaml(model: BaseModel, indent: str = "") -> str:
         value = getattr(model, name)
         unit = unit_of(field)
         comment = f"# {field.description}{f' [{unit}]' if unit else ''}"
+        source = source_of(field, value)
+        if source:
+            comment += f"; {', '.join(part for part in source if part)}"
         if isinstance(value, BaseModel):
             lines += ["", f"{indent}{comment}", f"{indent}{name}:", commented_yaml(value, indent + "  ")]
         elif isinstance(value, dict) and value:
@@ -128,6 +133,14 @@ def unit_of(field: FieldInfo) -> str:
     """The field's unit, "" when it has none."""
     extra = field.json_schema_extra
     return str(extra.get("unit") or "") if isinstance(extra, Mapping) else ""
+
+
+def source_of(field: FieldInfo, value: Any) -> tuple[str, str] | None:
+    """(source, date) of a field's default while the value is that default, else None."""
+    extra = field.json_schema_extra
+    if isinstance(extra, Mapping) and extra.get("source") and value == field.default:
+        return str(extra["source"]), str(extra.get("date") or "")
+    return None
 
 
 def _leaves_of(key: str, value: Any, field: FieldInfo) -> Iterator[tuple[str, Any, FieldInfo]]:
