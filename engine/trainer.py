@@ -94,13 +94,7 @@ def run_training(
     )
     model = _new_model(config, data)
     report = train(config, data, part(progress, 0.1, 1.0), out_dir=out_dir, model=model, resume=resume)
-    partial = out_dir / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    for file in sorted(partial.iterdir()):
-        file.replace(out_dir / file.name)
-    partial.rmdir()
+    _save_model(out_dir, model, tokenizer)
     report.save(out_dir / "report.json")
     return report
 
@@ -306,6 +300,25 @@ def _new_model(config: TrainConfig, data: PreparedData) -> Any:
             eos_token_id=data.eos_token_id,
             attention_heads=config.attention_heads,
         )
+
+
+def _save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write what `from_pretrained` reads; files move to `folder` only once all of them are written."""
+    from transformers.utils import logging
+
+    bar_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # there is one of ours already
+    partial = folder / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    finally:
+        if bar_enabled:
+            logging.enable_progress_bar()
+    for file in sorted(partial.iterdir()):
+        file.replace(folder / file.name)
+    partial.rmdir()
 
 
 def _tokenizer(name: str, texts: Sequence[str]) -> Any:

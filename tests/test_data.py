@@ -184,9 +184,10 @@ def test_files_folders_and_jsonl_are_read(tmp_path: Path) -> None:
         + "\n\n",
         encoding="utf-8",
     )
+    (tmp_path / "deep" / "c.txt").touch()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     documents = read_documents([tmp_path])
-    assert [document.text for document in documents] == ["one", "two\u2028three", "Grüße"]
+    assert [document.text for document in documents] == ["one", "two\u2028three", "Grüße", ""]
     assert documents[1].source.endswith("a.jsonl:2")
 
 
@@ -194,7 +195,7 @@ def test_files_folders_and_jsonl_are_read(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("latin.txt", b"fine\ncaf\xe9\n", r"latin\.txt:2: byte 0xe9 is not UTF-8"),
-        ("empty.txt", b" \n", r"empty\.txt: the file is empty"),
+        ("empty.txt", b" \n", r"empty\.txt: empty"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', r"bad\.jsonl:2: not JSON"),
         ("other.jsonl", b'{"body": "a"}\n', r"other\.jsonl:1: found keys 'body'"),
         ("list.jsonl", b"[1]\n", r"list\.jsonl:1: found list"),
