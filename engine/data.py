@@ -70,13 +70,13 @@ class DataReport:
 
     @property
     def cleaning_yield(self) -> float:
-        """Characters that survive cleaning and its filters, of those read."""
+        """Fraction of the characters read that survives cleaning and its filters."""
         return self._ratio("cleaned", "read")
 
     @property
-    def deduplication_yield(self) -> float:
-        """Characters that survive exact and near deduplication, of those cleaned."""
-        return self._ratio("near-deduplicated", "cleaned")
+    def duplicate_share(self) -> float:
+        """Fraction of the cleaned characters that are exact or near duplicates."""
+        return 1 - self._ratio("near-deduplicated", "cleaned")
 
     def _ratio(self, after: str, before: str) -> float:
         characters = {step.step: step.characters for step in self.steps}

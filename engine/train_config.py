@@ -94,7 +94,7 @@ class TrainReport:
     software: dict[str, str]
     train_losses: list[float] = field(default_factory=list)  # of each step, before its update
     validation_losses: list[tuple[int, float]] = field(default_factory=list)  # (after step, loss)
-    data: dict[str, Any] = field(default_factory=dict)  # engine.data.DataReport
+    data: dict[str, Any] = field(default_factory=dict)  # engine.data.DataReport and its ratios
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""

@@ -227,7 +227,7 @@ def _report(
     import transformers
 
     peak, peak_source = peak_flops(config)
-    in_products = parameters_in_products(model)
+    in_products, yields = parameters_in_products(model), data.report
     tokens = state.step * config.step_tokens
     tokens_per_s = state.timed_tokens / state.timed_s if state.timed_s else 0.0
     best_step, best_loss = state.best
@@ -258,7 +258,11 @@ def _report(
         },
         train_losses=state.train_losses,
         validation_losses=state.validation_losses,
-        data=asdict(data.report),
+        data={
+            **asdict(yields),
+            "cleaning_yield": yields.cleaning_yield,
+            "duplicate_share": yields.duplicate_share,
+        },
     )
 
 

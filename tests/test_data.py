@@ -164,7 +164,7 @@ def test_prepare_reports_the_yield_of_every_step(corpus: list[Document], tokeniz
     characters = [step.characters for step in report.steps]
     assert characters == sorted(characters, reverse=True)
     assert 0 < report.cleaning_yield < 1
-    assert 0 < report.deduplication_yield < 1
+    assert 0 < report.duplicate_share < 1
     again = prepare(documents, tokenizer, 64, validation_fraction=0.1)
     assert again.report == report
 

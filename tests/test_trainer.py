@@ -292,6 +292,7 @@ def test_from_texts_to_a_model_on_disk(tmp_path: Path) -> None:
     assert seen[-1] == 1
     assert TrainReport.load(out / "report.json") == report
     assert report.data["steps"][0]["documents"] == len(topics) + 1
+    assert 0 < report.data["duplicate_share"] < 0.2
     assert report.config == asdict(replace(TINY, architecture="gpt2"))
     assert not list(out.glob(".*"))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
@@ -299,8 +300,20 @@ def test_from_texts_to_a_model_on_disk(tmp_path: Path) -> None:
     held_out = prepare(documents, tokenizer, 32, validation_fraction=0.1).validation
     assert evaluate(model, held_out[:16], TINY) == pytest.approx(report.validation_loss, rel=0.05)
     assert tokenizer.eos_token_id == model.config.eos_token_id
+    # What came out trains further from where it stopped, with its own tokenizer.
+    further = run_training([tmp_path / "topics.jsonl"], tmp_path / "further", replace(TINY, model=str(out)))
+    assert further.initial_validation_loss == pytest.approx(report.validation_loss, rel=0.05)
+    assert further.validation_loss < further.initial_validation_loss
     with pytest.raises(InputError, match=r"bpe:SIZE"):
         run_training([tmp_path], out, TINY, "bpe:many")
+
+
+@pytest.mark.slow
+def test_the_bundled_tokenizer_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "topics.txt").write_text("\n\n".join(topics.values()), encoding="utf-8")
+    report = run_training([tmp_path / "topics.txt"], tmp_path / "out", replace(TINY, steps=3))
+    assert report.initial_validation_loss == pytest.approx(math.log(49152), rel=0.1)
+    assert report.validation_loss < report.initial_validation_loss
 
 
 @pytest.mark.gpu
