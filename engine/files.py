@@ -1,9 +1,14 @@
-"""Write a file whole or not at all."""
+"""Where this user's cache lies, and how a file is written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """This user's cache: `$FLYWHEEL_CACHE`, or `~/.cache/flywheel`. Safe to delete at any time."""
+    return Path(os.environ.get("FLYWHEEL_CACHE") or Path.home() / ".cache" / "flywheel")
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from engine.errors import InputError
+from engine.files import cache_dir
+
+__all__ = [
+    "cache_dir",
+    "measured_profiles_dir",
+    "resolve_profile",
+    "scenarios_dir",
+    "shipped_profiles_dir",
+]
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,11 +31,6 @@ def shipped_profiles_dir() -> Path:
 def measured_profiles_dir() -> Path:
     """Where `flywheel profile` leaves what it measured on this machine (below the working directory)."""
     return Path("out") / "profiles"
-
-
-def cache_dir() -> Path:
-    """This user's cache: `$FLYWHEEL_CACHE`, or `~/.cache/flywheel`. Safe to delete at any time."""
-    return Path(os.environ.get("FLYWHEEL_CACHE") or Path.home() / ".cache" / "flywheel")
 
 
 def resolve_profile(model: str, explicit: str | Path | None = None) -> Path:

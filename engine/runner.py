@@ -1,0 +1,92 @@
+"""Runs one batch on the device: packs the tokens, lets the model write and read the paged cache, gives logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.attention import PagedCache, PrefillChunk, StepPlan, attending, group_decodes
+from engine.profile import ModelShape
+from engine.scheduler import SchedulerConfig
+
+
+@dataclass
+class BatchChunk:
+    """Tokens of one request to run now; `start` of its tokens are in the cache already."""
+
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    sample: bool = True  # whether the logits after the last token are wanted
+
+
+class ModelRunner:
+    """A model with its KV cache on a device."""
+
+    def __init__(
+        self, model: Any, shape: ModelShape, config: SchedulerConfig, device: str, dtype: torch.dtype
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.device = torch.device(device)
+        size = (config.num_blocks, config.block_tokens, shape.kv_heads, shape.head_dim)
+
+        def blocks() -> list[torch.Tensor]:
+            return [torch.zeros(size, dtype=dtype, device=self.device) for _ in range(shape.layers)]
+
+        self.cache = PagedCache(keys=blocks(), values=blocks())
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[BatchChunk]) -> torch.Tensor:
+        """Run all chunks in one forward pass.
+
+        Returns the logits [chunks with sample, vocab] after the last token of each chunk that samples; only these
+        positions are projected to the vocabulary.
+        """
+        tokens: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        for chunk in chunks:
+            tokens += chunk.token_ids
+            positions += range(chunk.start, chunk.start + len(chunk.token_ids))
+            if chunk.sample:
+                wanted.append(len(tokens) - 1)
+        with attending(self._plan(chunks)):
+            output = self.model(
+                input_ids=self._tensor(tokens).unsqueeze(0),
+                position_ids=self._tensor(positions).unsqueeze(0),
+                logits_to_keep=self._tensor(wanted),
+                use_cache=False,
+            )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _plan(self, chunks: Sequence[BatchChunk]) -> StepPlan:
+        size = self.config.block_tokens
+        slots: list[int] = []
+        rows: list[int] = []
+        decodes: list[BatchChunk] = []
+        prefills: list[PrefillChunk] = []
+        for chunk in chunks:
+            count = len(chunk.token_ids)
+            table = chunk.block_table
+            if count == 1:
+                rows.append(len(slots))
+                decodes.append(chunk)
+            else:
+                blocks = self._tensor(table[: -(-(chunk.start + count) // size)])
+                prefills.append(PrefillChunk(len(slots), count, chunk.start, blocks))
+            slots += [table[p // size] * size + p % size for p in range(chunk.start, chunk.start + count)]
+        groups = group_decodes(
+            rows,
+            [chunk.block_table[: chunk.start // size + 1] for chunk in decodes],
+            [chunk.start for chunk in decodes],
+            self.device,
+        )
+        return StepPlan(self.cache, self._tensor(slots), groups, prefills)
+
+    def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
