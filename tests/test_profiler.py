@@ -182,6 +182,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real Llama of two small layers with random weights, saved as a user would have it."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
     torch.manual_seed(0)
     shape = transformers.LlamaConfig(
         vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -189,6 +190,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     transformers.LlamaForCausalLM(shape).save_pretrained(folder)
+    words = {f"w{i}": i for i in range(128)}
+    words_only = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words_only).save_pretrained(folder)
     return folder
 
 
