@@ -21,6 +21,8 @@ from transformers import AttentionInterface
 
 IMPLEMENTATION = "flywheel_paged"
 _GROUP_WASTE = 1.25  # a group of decoding requests may read this much more than its members need
+# What a group gathers on a CPU stays in its second-level cache, and in memory that the allocator keeps.
+_GROUP_BYTES_CPU = 1 << 20
 
 
 @dataclass
@@ -76,28 +78,33 @@ def attending(plan: StepPlan) -> Iterator[None]:
 
 
 def group_decodes(
-    rows: Sequence[int], tables: Sequence[Sequence[int]], positions: Sequence[int], device: torch.device
+    rows: Sequence[int], tables: Sequence[Sequence[int]], positions: Sequence[int], cache: PagedCache
 ) -> list[DecodeGroup]:
     """Group decoding requests by the length of their block tables."""
+    device = cache.keys[0].device
+    most_blocks = len(rows) * max(map(len, tables), default=0)
+    if device.type == "cpu":
+        most_blocks = _GROUP_BYTES_CPU // cache.keys[0][0].nbytes
     order = sorted(range(len(rows)), key=lambda i: len(tables[i]))
     groups: list[list[int]] = []
+    needed = 0  # blocks of the last group without padding
     for i in order:
         length = len(tables[i])
-        if groups:
-            members = groups[-1]
-            needed = sum(len(tables[j]) for j in members) + length
-            if length * (len(members) + 1) <= _GROUP_WASTE * needed:
-                members.append(i)
-                continue
-        groups.append([i])
+        padded = length * (len(groups[-1]) + 1) if groups else 0
+        if groups and padded <= min(most_blocks, _GROUP_WASTE * (needed + length)):
+            groups[-1].append(i)
+            needed += length
+        else:
+            groups.append([i])
+            needed = length
     result = []
     for members in groups:
         width = len(tables[members[-1]])
-        padded = [list(tables[i]) + [0] * (width - len(tables[i])) for i in members]
+        blocks = [list(tables[i]) + [0] * (width - len(tables[i])) for i in members]
         result.append(
             DecodeGroup(
                 rows=torch.tensor([rows[i] for i in members], device=device),
-                blocks=torch.tensor(padded, device=device),
+                blocks=torch.tensor(blocks, device=device),
                 positions=torch.tensor([positions[i] for i in members], device=device),
             )
         )

@@ -84,7 +84,7 @@ class ModelRunner:
             rows,
             [chunk.block_table[: chunk.start // size + 1] for chunk in decodes],
             [chunk.start for chunk in decodes],
-            self.device,
+            self.cache,
         )
         return StepPlan(self.cache, self._tensor(slots), groups, prefills)
 
