@@ -86,7 +86,11 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 2048,
         },
     ),
-    "gpt2-tiny": ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512, "n_positions": 1024}),
+    "bloom-tiny": ("bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512}),
+    "gpt2-tiny": (
+        "gpt2",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0},
+    ),
 }
 
 
