@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.errors import InputError
 from engine.kv_cache import BlockPool
@@ -70,7 +70,7 @@ class Request:
 
     def __init__(
         self,
-        request_id: Hashable,
+        request_id: Any,
         prompt_tokens: int,
         max_output_tokens: int,
         arrived_s: float = 0.0,

@@ -10,7 +10,7 @@ clock of the fleet: arrivals, routing, replicas.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -250,7 +250,7 @@ class _Replica:
             stats.events += 1
             self._book(produced)
 
-    def _jump(self, step: Step, steps: int) -> Iterator[Any]:
+    def _jump(self, step: Step, steps: int) -> Generator[simpy.Event, Any, int]:
         """Wait until `steps` decode steps are over, or until the boundary after the next arrival; gives how many."""
         env = self.run.env
         started_s = env.now
