@@ -81,6 +81,7 @@ def measure_profile(
     llm = LLM(model, device=device, dtype=dtype, seed=seed)
     load_s = time.perf_counter() - started
     points = list(grid) if grid is not None else default_grid(llm.config, llm.shape.max_context_tokens)
+    planned = len(points)
     report(0.15, "measuring peak speed")
     flops, bandwidth = measure_peaks(device, dtype)
     with PowerMeter(device) as load:
@@ -104,6 +105,7 @@ def measure_profile(
         method={
             "seed": seed,
             "budget_s": budget_s,
+            "grid_points_planned": planned,
             "grid_points": len(measured),
             "repeats_median": int(statistics.median(point.repeats for point in measured)),
             "statistic": "median of repeats in randomised passes after one warm-up pass",
@@ -120,7 +122,7 @@ def measure_profile(
             max_step_tokens=config.max_step_tokens,
             max_running_requests=config.max_running_requests,
             max_context_tokens=llm.shape.max_context_tokens,
-            cache_tokens=config.num_blocks * config.block_tokens,
+            cache_tokens=config.cache_tokens,
         ),
         memory=_memory(llm, device),
         power={"mean_w": load.mean_w, "idle_w": idle.mean_w, "source": load.source, "reason": load.reason},
@@ -282,19 +284,16 @@ def _complete(
 
 
 def _memory(llm: LLM, device: str) -> dict[str, int]:
-    import resource
-    import sys
+    import torch
 
-    # Linux counts kilobytes, macOS bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    from engine.memory import peak_memory_bytes
+
     found = {
         "weight_bytes": llm.shape.weight_bytes,
         "kv_bytes_per_token": llm.shape.kv_bytes_per_token,
-        "kv_cache_bytes": llm.shape.kv_bytes_per_token * llm.config.num_blocks * llm.config.block_tokens,
-        "peak_rss_bytes": peak,
+        "kv_cache_bytes": llm.shape.kv_bytes_per_token * llm.config.cache_tokens,
+        "peak_rss_bytes": peak_memory_bytes(torch.device("cpu")),
     }
     if device == "cuda":
-        import torch
-
-        found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        found["peak_device_bytes"] = peak_memory_bytes(torch.device(device))
     return found

@@ -293,3 +293,24 @@ def test_reading_a_profile_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "engine" / "profiles").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_profile_is_whole_and_agrees_with_its_own_fit(path: Path) -> None:
+    profile = Profile.load(path)
+    assert profile.model.name == path.stem.replace("--", "/")
+    held = [point for point in profile.measurements if point.held_out]
+    assert len(held) == profile.fit.held_out_points > 0
+    errors = sorted(
+        abs(profile.step_time(point.prefill, point.decode_contexts) / point.time_s - 1) for point in held
+    )
+    assert errors[-1] == pytest.approx(profile.fit.max_relative_error, rel=1e-6)
+    assert profile.fit.median_relative_error < 0.1
+    assert profile.scheduler_config().num_blocks > 0
+
+
+def test_the_bundled_model_has_a_shipped_profile() -> None:
+    assert "smollm2-135m" in [path.stem for path in SHIPPED]
