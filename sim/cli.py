@@ -151,7 +151,7 @@ def replay(
         step_time=measured.step_time_model(),
         scheduler=measured.scheduler_config(),
         replicas=replicas,
-        router=router,
+        router=router,  # type: ignore[arg-type]  # checked there
     )
     wall_s = time.perf_counter() - started
     metrics = serving.summary(frame, stats)

@@ -115,13 +115,28 @@ def summary(
     TTFT from arrival to first token, TPOT per output token after the first, E2E from arrival to finish, queue
     from arrival to the first batch. With objectives, goodput counts the requests per second that met both.
     """
-    ttft = (frame["first_token_s"] - frame["arrived_s"]).to_numpy()
-    decoding = (frame["finished_s"] - frame["first_token_s"]).to_numpy()
-    more = stats.output_tokens > 1
-    tpot = decoding[more] / (stats.output_tokens[more] - 1)
+    result = latencies(frame, stats.output_tokens)
+    result["requests_per_s"] = len(frame) / stats.ended_s
+    result["prompt_tokens_per_s"] = float(stats.prompt_tokens.sum()) / stats.ended_s
+    result["output_tokens_per_s"] = float(stats.output_tokens.sum()) / stats.ended_s
+    result["busy_fraction"] = stats.busy_fraction
+    result["batch_mean"] = stats.batch_mean
+    result["preemptions"] = float(frame["preemptions"].sum())
+    result["cache_hit_rate"] = float(frame["cached_tokens"].sum() / stats.prompt_tokens.sum())
+    if ttft_objective_s is not None and tpot_objective_s is not None:
+        ttft, tpot = _ttft_s(frame), _tpot_s(frame, stats.output_tokens)
+        # A request of one token has no time per further token: NaN, which breaks no objective.
+        good = (ttft <= ttft_objective_s) & ~(tpot > tpot_objective_s)
+        result["goodput_requests_per_s"] = float(good.sum()) / stats.ended_s
+    return result
+
+
+def latencies(frame: pd.DataFrame, output_tokens: NDArray[np.int64]) -> dict[str, float]:
+    """Mean and percentiles of TTFT, TPOT, E2E and queue time of a replay's rows, in seconds."""
+    tpot = _tpot_s(frame, output_tokens)
     times = {
-        "ttft": ttft,
-        "tpot": tpot,
+        "ttft": _ttft_s(frame),
+        "tpot": tpot[~np.isnan(tpot)],
         "e2e": (frame["finished_s"] - frame["arrived_s"]).to_numpy(),
         "queue": (frame["scheduled_s"] - frame["arrived_s"]).to_numpy(),
     }
@@ -131,18 +146,17 @@ def summary(
             result[f"{name}_mean_s"] = float(values.mean())
             for percent, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True):
                 result[f"{name}_p{percent}_s"] = float(value)
-    result["requests_per_s"] = len(frame) / stats.ended_s
-    result["prompt_tokens_per_s"] = float(stats.prompt_tokens.sum()) / stats.ended_s
-    result["output_tokens_per_s"] = float(stats.output_tokens.sum()) / stats.ended_s
-    result["busy_fraction"] = stats.busy_fraction
-    result["batch_mean"] = stats.batch_mean
-    result["preemptions"] = float(frame["preemptions"].sum())
-    result["cache_hit_rate"] = float(frame["cached_tokens"].sum() / stats.prompt_tokens.sum())
-    if ttft_objective_s is not None and tpot_objective_s is not None:
-        good = ttft <= ttft_objective_s
-        good[more] &= tpot <= tpot_objective_s
-        result["goodput_requests_per_s"] = float(good.sum()) / stats.ended_s
     return result
+
+
+def _ttft_s(frame: pd.DataFrame) -> FloatArray:
+    return (frame["first_token_s"] - frame["arrived_s"]).to_numpy()
+
+
+def _tpot_s(frame: pd.DataFrame, output_tokens: NDArray[np.int64]) -> FloatArray:
+    """Seconds per output token after the first; NaN for a request of one token."""
+    decoding = (frame["finished_s"] - frame["first_token_s"]).to_numpy()
+    return np.where(output_tokens > 1, decoding / np.maximum(output_tokens - 1, 1), np.nan)
 
 
 class _Run:
