@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import simpy
-from numpy.typing import NDArray
 from simpy.events import ProcessGenerator
 
 from engine.errors import InputError
