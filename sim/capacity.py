@@ -2,7 +2,8 @@
 
 The company level thinks in hours and never simulates single requests. It asks for a capacity surface: a ladder of
 arrival rates, each replayed on one replica (`sim.serving`) with the same requests (common random numbers), gives
-latency percentiles by rate; the capacity is the highest rate whose 95th percentiles keep the objective. A fleet
+latency percentiles by rate. More load cannot mean less latency, so what noise is left in the percentiles is taken
+out by isotonic regression; the capacity is the highest rate at which the 95th percentiles keep the objective. A fleet
 behind a router that balances load is taken as so many replicas at an even share of the rate, which is slightly
 pessimistic: pooling evens out bursts.
 
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
 
 from engine.errors import InputError
 from engine.files import cache_dir as default_cache_dir
@@ -32,11 +34,13 @@ from engine.scheduler import SchedulerConfig
 from sim.serving import latencies, replay, replay_with_stats
 from sim.workload import check_traffic, generate
 
-METHOD_VERSION = 1  # a change of the method makes every cached surface stale
+METHOD_VERSION = 2  # a change of the method makes every cached surface stale
 REQUESTS_PER_RATE = 2000
 LOADS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.95)  # of the saturation rate
-_REFINEMENTS = 5  # bisections between the last rate that keeps the objective and the first that doesn't
+_REFINEMENTS = 4  # bisections between the last rate that keeps the objective and the first that doesn't
 _LATENCIES = ("ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "tpot_p95_s", "e2e_p95_s")
+_WAITING = ("ttft_p50_s", "ttft_p95_s", "e2e_p95_s")  # what a queue in front of the replica adds to
+_WORK = ("busy_fraction", "output_tokens_per_s")  # nothing at rate 0
 _COLUMNS = ("rate_rps", "load", *_LATENCIES, "busy_fraction", "output_tokens_per_s", "batch_mean")
 
 Progress = Callable[[float, str], None]
@@ -48,6 +52,11 @@ class Objective:
 
     ttft_p95_s: float
     tpot_p95_s: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < math.inf:
+                raise InputError(f"objective.{name}: found {value}, allowed is a time above 0 s")
 
 
 @dataclass
@@ -64,22 +73,31 @@ class CapacitySurface:
     def at(self, rate_rps: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Columns of the table at any arrival rates (array of any shape), interpolated linearly.
 
-        Below the lowest simulated rate the lowest counts. Above the highest, a replica is busy all the time, its
-        output is that at the highest, and latencies grow with 1/(1 − load), the law of a queue near saturation,
-        up to 100 times: whoever asks beyond saturation must refuse requests, and does.
+        Below the lowest simulated rate latency is that at the lowest, and work shrinks to 0 at rate 0. Above the
+        highest one throughput, batch and time per output token stay, the replica's busy fraction grows to 1, and
+        the times that hold waiting (TTFT, E2E) grow with 1/(1 − load), the law of a queue near saturation, up to
+        100 times: beyond saturation a queue grows without end, so whoever asks there must refuse requests.
         """
         rates = np.asarray(rate_rps, dtype=np.float64)
         known = self.table["rate_rps"].to_numpy()
+        from_zero = np.concatenate([[0.0], known])
         result = {
-            name: np.interp(rates, known, self.table[name].to_numpy())
+            name: np.interp(rates, from_zero, np.concatenate([[0.0], self.table[name].to_numpy()]))
+            if name in _WORK
+            else np.interp(rates, known, self.table[name].to_numpy())
             for name in self.table.columns
             if name not in ("rate_rps", "load")
         }
         highest = min(known[-1] / self.saturation_rps, 0.99)
         slack = np.maximum(1 - rates / self.saturation_rps, 0.01 * (1 - highest))
-        beyond = np.where(rates > known[-1], (1 - highest) / slack, 1.0)
-        for name in _LATENCIES:
-            result[name] = result[name] * np.maximum(beyond, 1.0)
+        beyond = np.maximum(np.where(rates > known[-1], (1 - highest) / slack, 1.0), 1.0)
+        for name in _WAITING:
+            result[name] = result[name] * beyond
+        result["busy_fraction"] = np.where(
+            rates > known[-1],
+            np.minimum(np.maximum(result["busy_fraction"], rates / self.saturation_rps), 1.0),
+            result["busy_fraction"],
+        )
         return {"rate_rps": rates, "load": rates / self.saturation_rps, **result}
 
 
@@ -140,7 +158,15 @@ def _simulate(
     longest = min(profile.model.max_context_tokens, config.cache_tokens)
 
     def requests(rate_rps: float) -> pd.DataFrame:
-        return generate(inputs["traffic"], rate_rps, REQUESTS_PER_RATE, seed, longest)
+        return generate(
+            inputs["traffic"],
+            rate_rps,
+            REQUESTS_PER_RATE,
+            seed,
+            longest,
+            stratified=True,
+            block_tokens=config.block_tokens,
+        )
 
     report(0.0, "simulating a replica at its limit")
     backlog = requests(math.inf)
@@ -151,11 +177,11 @@ def _simulate(
         frame, stats = replay_with_stats(requests(rate_rps), times, config)
         # The first tenth finds an empty replica, the last leaves one: neither is the steady state.
         edge = REQUESTS_PER_RATE // 10
-        latency = latencies(frame[edge:-edge], stats.output_tokens[edge:-edge])
+        times_s = latencies(frame[edge:-edge])
         return {
             "rate_rps": rate_rps,
             "load": rate_rps / saturation_rps,
-            **{name: latency[name] for name in _LATENCIES},
+            **{name: _percentile(times_s, name) for name in _LATENCIES},
             "busy_fraction": stats.busy_fraction,
             "output_tokens_per_s": rate_rps * output_mean,
             "batch_mean": stats.batch_mean,
@@ -166,21 +192,27 @@ def _simulate(
         report(0.1 + 0.65 * number / len(LOADS), f"simulating a replica at {load:.0%} load")
         rows.append(measure(load * saturation_rps))
     report(0.75, "finding the capacity")
-    rows, capacity_rps = _find_capacity(rows, objective, measure)
+    table = _monotone(_refine(rows, objective, measure))
     return CapacitySurface(
-        capacity_rps=capacity_rps,
+        capacity_rps=_capacity(table, objective),
         saturation_rps=saturation_rps,
         prompt_tokens_mean=float(backlog["prompt_tokens"].mean()),
         output_tokens_mean=output_mean,
-        table=_monotone(pd.DataFrame(rows)),
+        table=table,
         provenance={**inputs, "requests_per_rate": REQUESTS_PER_RATE},
     )
 
 
-def _find_capacity(
+def _percentile(times_s: pd.DataFrame, name: str) -> float:
+    """The percentile that a column's name asks for: ttft_p95_s is the 95th of ttft_s."""
+    measure, percent, unit = name.split("_")
+    return float(times_s[f"{measure}_{unit}"].quantile(int(percent[1:]) / 100))
+
+
+def _refine(
     rows: list[dict[str, float]], objective: Objective, measure: Callable[[float], dict[str, float]]
-) -> tuple[list[dict[str, float]], float]:
-    """The highest rate that keeps the objective, by bisection; and the rows with those that this measured."""
+) -> list[dict[str, float]]:
+    """Add rates by bisection between the last that keeps the objective and the first that doesn't."""
 
     def keeps(row: dict[str, float]) -> bool:
         return row["ttft_p95_s"] <= objective.ttft_p95_s and row["tpot_p95_s"] <= objective.tpot_p95_s
@@ -188,18 +220,33 @@ def _find_capacity(
     failing = next((number for number, row in enumerate(rows) if not keeps(row)), None)
     if failing == 0:
         raise InputError(
-            f"latency objective ttft_p95_s {objective.ttft_p95_s:g}, tpot_p95_s {objective.tpot_p95_s:g}: "
-            f"an almost idle replica reaches {rows[0]['ttft_p95_s']:.3g} and {rows[0]['tpot_p95_s']:.3g}; "
+            f"latency objective ttft_p95_s {objective.ttft_p95_s:g}, tpot_p95_s {objective.tpot_p95_s:g}: the best "
+            f"achievable, on an almost idle replica, is {rows[0]['ttft_p95_s']:.3g} and {rows[0]['tpot_p95_s']:.3g}; "
             "allowed are objectives above that"
         )
     if failing is None:
-        return rows, rows[-1]["rate_rps"]
+        return rows
     low, high = rows[failing - 1]["rate_rps"], rows[failing]["rate_rps"]
     for _ in range(_REFINEMENTS):
         row = measure((low + high) / 2)
         rows = [*rows, row]
         low, high = (row["rate_rps"], high) if keeps(row) else (low, row["rate_rps"])
-    return rows, low
+    return rows
+
+
+def _capacity(table: pd.DataFrame, objective: Objective) -> float:
+    """Where the first of the two percentiles, interpolated over the rates, reaches its objective."""
+    rates = table["rate_rps"].to_numpy()
+    found = rates[-1]
+    for name, limit in asdict(objective).items():
+        values = table[name].to_numpy()
+        above = int(np.searchsorted(values, limit, side="right"))  # the first row beyond the objective
+        if above == 0:
+            found = rates[0]  # only after smoothing: the lowest rate kept the objective as it was measured
+        elif above < len(rates):
+            part = (limit - values[above - 1]) / (values[above] - values[above - 1])
+            found = min(found, rates[above - 1] + part * (rates[above] - rates[above - 1]))
+    return float(found)
 
 
 def _middle_rate(finished_s: NDArray[np.float64]) -> float:
@@ -209,11 +256,12 @@ def _middle_rate(finished_s: NDArray[np.float64]) -> float:
     return float((last - first) / (ordered[last] - ordered[first]))
 
 
-def _monotone(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows in order of rate; latencies never fall with the rate (where they do, it is noise of the percentile)."""
-    table = table.sort_values("rate_rps", ignore_index=True)[list(_COLUMNS)]
-    table[list(_LATENCIES)] = table[list(_LATENCIES)].cummax()
-    return table
+def _monotone(rows: list[dict[str, float]]) -> pd.DataFrame:
+    """Rows in order of rate; latencies made to never fall with the rate (least squares, pool adjacent violators)."""
+    ordered = pd.DataFrame(rows).sort_values("rate_rps", ignore_index=True)[list(_COLUMNS)]
+    for name in _LATENCIES:
+        ordered[name] = isotonic_regression(ordered[name].to_numpy()).x
+    return ordered
 
 
 def _as_json(surface: CapacitySurface) -> str:
