@@ -1,266 +1,266 @@
-"""Requests that arrive at a serving fleet: when, how long their prompts are, how much they ask for.
+"""What arrives at a serving fleet: when, with prompts and answers of how many tokens; drawn or read from a trace.
 
-Arrivals are Poisson within the hour (many independent users); the weekly shape bends the rate over the hours.
-Token lengths are lognormal by class of traffic, given by median and mean: sigma = sqrt(2·ln(mean/median)), from
-median = exp(mu) and mean = exp(mu + sigma²/2).
-A recorded trace (Azure 2023, or our own three columns) can be replayed instead.
+Models the users' side of the door. Arrivals are a Poisson process, steady or following an hourly shape (time change
+by the integral of the rate: Lewis & Shedler 1979). Token lengths are lognormal by class of traffic, given by median
+and mean: mean / median = exp(σ²/2), so σ = sqrt(2·ln(mean / median)). Prompt and output are drawn independently (the
+Azure conversation trace correlates them at −0.11, the code trace at 0.00). What the lognormal gets wrong of these
+traces: their longest prompts are more frequent (p95 of the conversation trace 4,083 tokens, drawn 2,317) and their
+longest answers less so (451 against 660).
+
+Random numbers come from named streams, so the same seed gives the same requests at another rate, only denser: two
+rates are compared on common random numbers.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from engine.errors import InputError
+from sim.trace import read_trace
 
-HOURS_PER_WEEK = 168
-COLUMNS = ("arrived_s", "prompt_tokens", "output_tokens")
-_AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+__all__ = [
+    "TRAFFIC_CLASSES",
+    "TrafficClass",
+    "arrival_times",
+    "generate",
+    "hourly_shape",
+    "lognormal_sigma",
+    "read_trace",
+    "traffic_mix",
+]
+
+FloatArray = NDArray[np.float64]
+
+STREAMS = ("arrivals", "classes", "prompt_tokens", "output_tokens")  # the order is part of what a seed means
+
+_AZURE = "Azure LLM inference trace 2023, {} (CC-BY 4.0), median and mean of {} requests"
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
 class TrafficClass:
-    """Token lengths of one kind of use, per request."""
+    """One kind of request: lognormal token lengths by median and mean, and a beginning that all of them share.
+
+    Raises:
+        InputError: a length below 1 token, a mean below its median, a negative shared prefix.
+    """
 
     name: str
     prompt_tokens_median: float
     prompt_tokens_mean: float
     output_tokens_median: float
     output_tokens_mean: float
-    source: str
-    shared_prefix_tokens: int = 0  # the same first tokens in each prompt (a system prompt)
+    shared_prefix_tokens: int = (
+        0  # first tokens of every prompt (system prompt, tools): the prefix cache finds them
+    )
+    source: str = "assumed"
 
     def __post_init__(self) -> None:
-        for what in ("prompt_tokens", "output_tokens"):
-            median, mean = getattr(self, f"{what}_median"), getattr(self, f"{what}_mean")
-            if not 1 <= median <= mean < math.inf:
+        for what in ("prompt", "output"):
+            median, mean = getattr(self, f"{what}_tokens_median"), getattr(self, f"{what}_tokens_mean")
+            if not (1 <= median <= mean < math.inf):
                 raise InputError(
-                    f"traffic class {self.name}: {what}: found median {median} and mean {mean}, "
+                    f"traffic class {self.name}: {what}_tokens: found median {median} and mean {mean}, "
                     "allowed is 1 ≤ median ≤ mean"
                 )
+        if self.shared_prefix_tokens < 0:
+            raise InputError(
+                f"traffic class {self.name}: shared_prefix_tokens: found {self.shared_prefix_tokens}, allowed is ≥ 0"
+            )
 
 
-_AZURE = "Azure LLM inference traces 2023 (CC-BY 4.0), medians and means"
 TRAFFIC_CLASSES: dict[str, TrafficClass] = {
     kind.name: kind
     for kind in (
-        TrafficClass("chat", 1020, 1155, 129, 211, f"{_AZURE}, conversation"),
-        TrafficClass("code", 1469, 2048, 13, 28, f"{_AZURE}, code"),
-        TrafficClass("short", 90, 120, 60, 80, "assumed: classification, extraction, one-line answers"),
-        TrafficClass("rag", 2500, 3000, 150, 200, "assumed: a question with a few retrieved passages"),
-        TrafficClass("agent", 2000, 3500, 100, 250, "assumed: tool calls over a growing context", 1024),
+        TrafficClass("chat", 1020, 1155, 129, 211, source=_AZURE.format("conversation", "19,366")),
+        TrafficClass("code", 1469, 2048, 13, 28, source=_AZURE.format("code", "8,819")),
+        TrafficClass("rag", 1800, 2200, 180, 240, source="assumed: a question and some retrieved passages"),
+        TrafficClass(
+            "agent",
+            2400,
+            3600,
+            120,
+            200,
+            shared_prefix_tokens=1024,
+            source="assumed: tools described first, then a growing history",
+        ),
     )
 }
+
+
+def lognormal_sigma(median: float, mean: float) -> float:
+    """σ of the lognormal distribution with this median and mean; 0 when they are equal."""
+    return math.sqrt(2 * math.log(mean / median))
+
+
+def traffic_mix(traffic: Mapping[str, float]) -> list[tuple[TrafficClass, float]]:
+    """Classes and their shares of requests, scaled to add up to 1, in the order of their names.
+
+    Raises:
+        InputError: an unknown class, a share that is no number ≥ 0, or nothing but zeros.
+    """
+    for name, share in traffic.items():
+        if name not in TRAFFIC_CLASSES:
+            raise InputError(f"traffic.{name}: unknown class, allowed: {', '.join(sorted(TRAFFIC_CLASSES))}")
+        if not (isinstance(share, (int, float)) and 0 <= share < math.inf):
+            raise InputError(f"traffic.{name}: found {share!r}, allowed is a share ≥ 0")
+    total = math.fsum(traffic.values())
+    if total <= 0:
+        raise InputError("traffic: no class has a share above 0")
+    return [(TRAFFIC_CLASSES[name], traffic[name] / total) for name in sorted(traffic) if traffic[name] > 0]
+
+
+def hourly_shape() -> FloatArray:
+    """Demand by day of the week (Monday first) and hour of the day [7, 24], as a multiple of the mean; mean 1.
+
+    Assumed, not measured (the Azure traces last one hour): one hump that peaks at 14:30, lowest at 02:30, a second
+    harmonic that makes the night longer than the noon, and weekends at 60 % of weekdays.
+    """
+    hour = np.arange(24) + 0.5
+    day = 1 + 0.55 * np.cos(2 * np.pi * (hour - 14.5) / 24) + 0.10 * np.cos(4 * np.pi * (hour - 14.5) / 24)
+    shape = np.outer([1, 1, 1, 1, 1, 0.6, 0.6], day)
+    return np.asarray(shape / shape.mean(), dtype=np.float64)
+
+
+def arrival_times(
+    rate_rps: float,
+    *,
+    requests: int | None = None,
+    duration_s: float | None = None,
+    rng: np.random.Generator | int = 0,
+    shape: FloatArray | None = None,
+) -> FloatArray:
+    """Arrivals of a Poisson process [s], sorted, from 0 on; either so many of them or for so long.
+
+    Args:
+        rate_rps: mean rate.
+        requests: how many arrivals.
+        duration_s: length of the window.
+        rng: generator or seed.
+        shape: multiples of the rate, one per hour (any array, read in order and repeated); its mean counts as 1.
+    """
+    if not 0 < rate_rps < math.inf:
+        raise InputError(f"rate_rps: found {rate_rps}, allowed is a number above 0")
+    if (requests is None) == (duration_s is None):
+        raise InputError("give either requests or duration_s")
+    rng = np.random.default_rng(rng)
+    if requests is not None:
+        if requests < 0:
+            raise InputError(f"requests: found {requests}, allowed is ≥ 0")
+        return _in_shape(rng.standard_exponential(requests).cumsum() / rate_rps, shape)
+    assert duration_s is not None
+    if not 0 <= duration_s < math.inf:
+        raise InputError(f"duration_s: found {duration_s}, allowed is a number ≥ 0")
+    flat = np.empty(0)
+    # Drawn in pieces, not as a count and then times: a longer window then begins with the same arrivals.
+    while not flat.size or _in_shape(flat[-1:], shape)[0] <= duration_s:
+        more = rng.standard_exponential(int(rate_rps * duration_s * 0.1) + 64).cumsum() / rate_rps
+        flat = np.concatenate([flat, more + (flat[-1] if flat.size else 0.0)])
+    times = _in_shape(flat, shape)
+    return times[times < duration_s]
 
 
 def generate(
     traffic: Mapping[str, float],
     rate_rps: float,
-    count: int,
-    seed: int,
-    max_context_tokens: int | None = None,
     *,
-    stratified: bool = False,
+    requests: int | None = None,
+    duration_s: float | None = None,
+    rng: np.random.Generator | int = 0,
+    max_context_tokens: int | None = None,
     block_tokens: int = 16,
+    shape: FloatArray | None = None,
+    stratified: bool = False,
 ) -> pd.DataFrame:
-    """`count` requests of a mix of classes, arriving as a Poisson process.
-
-    The same seed gives the same sequence of gaps (scaled by the rate) and of lengths, so that two rates compare
-    like with like.
+    """Draw requests: Poisson arrivals, classes by share, lengths by class.
 
     Args:
-        traffic: {class name: share of requests}; shares are scaled to add up to 1.
-        rate_rps: mean arrivals per second; inf lets all arrive at once.
-        count: number of requests.
-        seed: of the named streams (gaps, classes, prompt lengths, output lengths).
-        max_context_tokens: longer requests are cut to what the model can hold, prompt first.
-        stratified: draw classes and lengths once from each of `count` equally likely strata, in random order
-            (Latin hypercube sampling, McKay et al. 1979): mean and tail of the sample hardly scatter.
+        traffic: share of requests by class name.
+        rate_rps, requests, duration_s, shape: see `arrival_times`.
+        rng: generator or seed; each column draws from its own child stream.
+        max_context_tokens: prompt and output together are cut to this (the output to half of it, then the prompt).
         block_tokens: tokens per KV block, for the hashes of shared prefixes.
+        stratified: draw each class's lengths from equal slices of their distribution, in random order: the sample's
+            mean and percentiles then hardly differ from the distribution's (less variance, same expectation).
 
     Returns:
-        DataFrame arrived_s, prompt_tokens, output_tokens, prefix_hashes (tuple: one for each full block of the
-        class's shared prefix), in order of arrival.
+        Frame arrived_s, prompt_tokens, output_tokens, traffic_class, and prefix_hashes when a class shares a prefix.
 
     Raises:
-        InputError: unknown class, a share that is negative, no share at all, or a rate or count not above 0.
+        InputError: bad traffic, rate, count or limits.
     """
-    names, shares = check_traffic(traffic)
-    if not rate_rps > 0:
-        raise InputError(f"rate_rps: found {rate_rps}, allowed is a number > 0")
-    if count < 1:
-        raise InputError(f"count: found {count}, allowed is a whole number ≥ 1")
-    gaps, classes, prompts, outputs = (
-        np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)
+    mix = traffic_mix(traffic)
+    if max_context_tokens is not None and max_context_tokens < 2:
+        raise InputError(f"max_context_tokens: found {max_context_tokens}, allowed is ≥ 2")
+    streams = dict(zip(STREAMS, np.random.default_rng(rng).spawn(len(STREAMS)), strict=True))
+    arrived_s = arrival_times(
+        rate_rps, requests=requests, duration_s=duration_s, rng=streams["arrivals"], shape=shape
     )
-
-    def uniform(rng: np.random.Generator) -> NDArray[np.float64]:
-        drawn = rng.random(count)
-        return (rng.permutation(count) + drawn) / count if stratified else drawn
-
-    arrived_s = np.cumsum(gaps.exponential(1.0, count)) / rate_rps
-    kind = np.searchsorted(np.cumsum(shares)[:-1], uniform(classes), side="right")
-    chosen = [TRAFFIC_CLASSES[name] for name in names]
-    prompt_z, output_z = ndtri(uniform(prompts)), ndtri(uniform(outputs))
-    prompt = _lognormal([(c.prompt_tokens_median, c.prompt_tokens_mean) for c in chosen], kind, prompt_z)
-    output = _lognormal([(c.output_tokens_median, c.output_tokens_mean) for c in chosen], kind, output_z)
+    count = len(arrived_s)
+    edges = np.cumsum([share for _, share in mix])[:-1]
+    kind = np.searchsorted(edges, _uniform(streams["classes"], count, stratified), side="right")
+    prompt_tokens = np.empty(count, dtype=np.int64)
+    output_tokens = np.empty(count, dtype=np.int64)
+    for index, (traffic_class, _) in enumerate(mix):
+        chosen = kind == index
+        for what, column in (("prompt", prompt_tokens), ("output", output_tokens)):
+            median = getattr(traffic_class, f"{what}_tokens_median")
+            mean = getattr(traffic_class, f"{what}_tokens_mean")
+            z = _standard_normal(streams[f"{what}_tokens"], int(chosen.sum()), stratified)
+            lengths = median * np.exp(lognormal_sigma(median, mean) * z)
+            column[chosen] = np.maximum(1, np.rint(np.minimum(lengths, 2**40))).astype(np.int64)
     if max_context_tokens is not None:
-        output = np.minimum(output, max_context_tokens // 2)
-        prompt = np.minimum(prompt, max_context_tokens - output)
-    hashes = [
-        tuple(
-            (chosen[k].name, block)
-            for block in range(min(chosen[k].shared_prefix_tokens, tokens) // block_tokens)
-        )
-        for k, tokens in zip(kind.tolist(), prompt.tolist(), strict=True)
-    ]
-    return pd.DataFrame(
-        {"arrived_s": arrived_s, "prompt_tokens": prompt, "output_tokens": output, "prefix_hashes": hashes}
-    )
+        output_tokens = np.minimum(output_tokens, max_context_tokens // 2)
+        prompt_tokens = np.minimum(prompt_tokens, max_context_tokens - output_tokens)
+    names = np.array([traffic_class.name for traffic_class, _ in mix], dtype=object)
+    columns: dict[str, object] = {
+        "arrived_s": arrived_s,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+        "traffic_class": names[kind],
+    }
+    if any(traffic_class.shared_prefix_tokens for traffic_class, _ in mix):
+        shared = [
+            [(each.name, block) for block in range(each.shared_prefix_tokens // block_tokens)]
+            for each, _ in mix
+        ]
+        columns["prefix_hashes"] = [
+            shared[index][: prompt // block_tokens]
+            for index, prompt in zip(kind.tolist(), prompt_tokens.tolist(), strict=True)
+        ]
+    return pd.DataFrame(columns)
 
 
-def check_traffic(traffic: Mapping[str, float]) -> tuple[list[str], NDArray[np.float64]]:
-    """Names and shares of a mix, the shares adding up to 1.
-
-    Raises:
-        InputError: unknown class, a share that is negative or not finite, or no share at all.
-    """
-    for name, share in traffic.items():
-        if name not in TRAFFIC_CLASSES:
-            near = difflib.get_close_matches(name, TRAFFIC_CLASSES, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise InputError(f"traffic class {name!r}: allowed are {', '.join(TRAFFIC_CLASSES)}{hint}")
-        if not (math.isfinite(share) and share >= 0):
-            raise InputError(f"traffic class {name!r}: found share {share}, allowed is a number ≥ 0")
-    shares = np.array(list(traffic.values()), dtype=np.float64)
-    if not shares.sum() > 0:
-        raise InputError("traffic: found no share above 0, allowed is at least one class")
-    return list(traffic), shares / shares.sum()
+def _in_shape(flat_s: FloatArray, shape: FloatArray | None) -> FloatArray:
+    """Times of a steady process, moved so that their rate follows the shape."""
+    if shape is None:
+        return flat_s
+    hours = np.asarray(shape, dtype=np.float64).reshape(-1)
+    if not (hours.size and np.isfinite(hours).all() and (hours >= 0).all() and hours.sum() > 0):
+        raise InputError("shape: allowed are numbers ≥ 0 of which one is above 0")
+    period_s = 3600.0 * hours.size
+    # The integral of the rate over one period is piecewise linear; arrivals are found where it reaches the flat time.
+    passed_s = np.concatenate([[0.0], np.cumsum(hours / hours.mean() * 3600.0)])
+    periods, rest_s = np.divmod(flat_s, period_s)
+    return periods * period_s + np.interp(rest_s, passed_s, 3600.0 * np.arange(hours.size + 1))
 
 
-def hourly_shape() -> NDArray[np.float64]:
-    """Demand by hour of the week [168], Monday 00:00 first, mean 1.
-
-    An assumption (public traces of whole weeks are rare): a working-day wave with its low at 04:00 and its high
-    at 15:00, three times the low, and weekends at 60 %.
-    """
-    hour = np.arange(HOURS_PER_WEEK)
-    of_day = 1 - 0.5 * np.cos((hour % 24 - 3.5) * 2 * np.pi / 24)
-    shape = of_day * np.where(hour // 24 >= 5, 0.6, 1.0)
-    normalised: NDArray[np.float64] = shape / shape.mean()
-    return normalised
+def _uniform(rng: np.random.Generator, count: int, stratified: bool) -> FloatArray:
+    if stratified:
+        return np.asarray((rng.permutation(count) + rng.random(count)) / max(count, 1), dtype=np.float64)
+    return rng.random(count)
 
 
-def read_trace(path: str | Path) -> pd.DataFrame:
-    """Requests of a CSV file: arrived_s, prompt_tokens, output_tokens; further columns are left out.
-
-    Either these three columns (arrived_s kept as it is), or the three of the Azure trace, whose first request is
-    put at 0 s.
-
-    Raises:
-        InputError: no such file, no CSV, a column is missing, or a row is bad (names file, line and column).
-    """
-    cells = _read_cells(path)
-    if set(_AZURE_COLUMNS) <= set(cells.columns):
-        when = pd.to_datetime(cells["TIMESTAMP"], errors="coerce", utc=True, format="ISO8601")
-        _refuse(path, "line", cells["TIMESTAMP"], when.isna(), "a time such as 2023-11-16 18:15:46.68")
-        _refuse(
-            path, "line", cells["TIMESTAMP"], when.diff().dt.total_seconds() < 0, "a time not before the last"
-        )
-        cells["TIMESTAMP"] = (when - when.iloc[0]).dt.total_seconds()
-        return check_requests(cells, path, "line", _AZURE_COLUMNS)
-    missing = [name for name in COLUMNS if name not in cells.columns]
-    if missing:
-        raise InputError(
-            f"{path}: line 1: found no column {', '.join(missing)}; needed are {', '.join(COLUMNS)} "
-            f"(or, of an Azure trace, {', '.join(_AZURE_COLUMNS)})"
-        )
-    return check_requests(cells[list(COLUMNS)], path, "line")
-
-
-def check_requests(
-    frame: pd.DataFrame,
-    where: str | Path = "requests",
-    word: str = "row",
-    named: tuple[str, str, str] = COLUMNS,
-) -> pd.DataFrame:
-    """The frame with numbers in its three columns, times in order and at least one token of each kind.
-
-    Args:
-        frame: arrived_s, prompt_tokens, output_tokens, and whatever else; its index is kept out of the result.
-        where: what to call it in an error.
-        word: what to call its rows: "row" counts from 0, "line" takes the number from the index.
-        named: what the three columns are called in this frame.
-
-    Raises:
-        InputError: a column is missing, the frame is empty, or a row is bad.
-    """
-    missing = [name for name in named if name not in frame.columns]
-    if missing:
-        raise InputError(f"{where}: found no column {', '.join(missing)}; needed are {', '.join(named)}")
-    if frame.empty:
-        raise InputError(f"{where}: found no requests, allowed is at least one")
-    checked = frame.rename(columns=dict(zip(named, COLUMNS, strict=True)))
-    for name, given in zip(COLUMNS, named, strict=True):
-        values = pd.to_numeric(frame[given], errors="coerce").astype(np.float64)
-        if name == "arrived_s":
-            _refuse(where, word, frame[given], ~np.isfinite(values) | (values < 0), "a finite time ≥ 0")
-            _refuse(where, word, frame[given], values.diff() < 0, "a time not before the row above")
-        else:
-            whole = (values == np.floor(values)) & (values <= 2**31)
-            _refuse(where, word, frame[given], values < 1, "≥ 1")
-            _refuse(where, word, frame[given], ~whole, "a whole number ≥ 1")
-            values = values.astype(np.int64)
-        checked[name] = values
-    return checked.reset_index(drop=True)
-
-
-def _read_cells(path: str | Path) -> pd.DataFrame:
-    """All cells as text, empty lines dropped; the index is the number of the line."""
-    try:
-        cells = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            index_col=False,
-            encoding="utf-8-sig",
-        )
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{path}: is empty; needed are the columns {', '.join(COLUMNS)}") from None
-    except pd.errors.ParserError as error:
-        raise InputError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
-    cells.columns = pd.Index([str(name).strip() for name in cells.columns])
-    cells.index = pd.RangeIndex(2, len(cells) + 2)
-    cells = cells.fillna("")
-    return cells[(cells != "").any(axis=1)]
-
-
-def _refuse(where: str | Path, word: str, given: pd.Series, bad: pd.Series, allowed: str) -> None:
-    """Complain of the first bad row, showing what was given."""
-    if bad.any():
-        at = int(np.argmax(bad.to_numpy()))
-        number = int(given.index.to_numpy()[at]) if word == "line" else at
-        found = given.iloc[at]
-        shown = repr(found) if found == "" else found
-        raise InputError(f"{where}: {word} {number}: {given.name}: found {shown}, allowed {allowed}")
-
-
-def _lognormal(
-    medians_means: list[tuple[float, float]], kind: NDArray[np.int64], z: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    mu = np.log([median for median, _ in medians_means])
-    sigma = np.sqrt([2 * math.log(mean / median) for median, mean in medians_means])
-    return np.maximum(1, np.rint(np.exp(mu[kind] + sigma[kind] * z))).astype(np.int64)
+def _standard_normal(rng: np.random.Generator, count: int, stratified: bool) -> FloatArray:
+    if not stratified:
+        return rng.standard_normal(count)
+    uniform = np.clip(_uniform(rng, count, True), 1e-12, 1 - 1e-12)
+    # The standard library's inverse: loading scipy would take longer than these few hundred numbers.
+    return np.array([_NORMAL.inv_cdf(u) for u in uniform.tolist()], dtype=np.float64)

@@ -1,0 +1,101 @@
+"""Request traces from files: the Azure LLM inference traces, and our own plain CSV.
+
+Models the recorded past of a serving fleet. A file is read whole or refused with one line that names its first bad
+line: a trace with holes would quietly give wrong loads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from engine.errors import InputError
+
+OWN_COLUMNS = ("arrived_s", "prompt_tokens", "output_tokens")
+AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+
+
+def read_trace(path: str | Path) -> pd.DataFrame:
+    """Read a trace: CSV with arrived_s,prompt_tokens,output_tokens, or Azure's TIMESTAMP,ContextTokens,GeneratedTokens.
+
+    Further columns are ignored. Azure's time stamps become seconds since the first request.
+
+    Returns:
+        Frame arrived_s (float, seconds), prompt_tokens, output_tokens (int), one row per request, in the file's order.
+
+    Raises:
+        InputError: no such file, not a CSV, columns missing, or a line whose time or token count is bad or whose time
+            is before the line above; names file and line (the header is line 1).
+    """
+    path = Path(path)
+    table = _read_text_table(path)
+    if set(OWN_COLUMNS) <= set(table.columns):
+        names = OWN_COLUMNS
+        arrived_s = _numbers(path, table, names[0])
+        _refuse(path, table, names[0], arrived_s < 0, "allowed is seconds ≥ 0")
+    elif set(AZURE_COLUMNS) <= set(table.columns):
+        names = AZURE_COLUMNS
+        arrived_s = _seconds_since_first(path, table, names[0])
+    else:
+        raise InputError(
+            f"{path}: line 1: found columns {', '.join(map(str, table.columns))}; allowed is {','.join(OWN_COLUMNS)} "
+            f"or Azure's {','.join(AZURE_COLUMNS)}"
+        )
+    backwards = np.concatenate([[False], np.diff(arrived_s) < 0])
+    _refuse(path, table, names[0], backwards, "is before the line above; sort the trace by time")
+    columns = {"arrived_s": arrived_s}
+    for ours, theirs in zip(OWN_COLUMNS[1:], names[1:], strict=True):
+        tokens = _numbers(path, table, theirs)
+        bad = (tokens < 1) | (tokens != np.floor(tokens)) | (tokens > 2**40)
+        _refuse(path, table, theirs, bad, "allowed is a whole number of tokens ≥ 1")
+        columns[ours] = tokens.astype(np.int64)
+    return pd.DataFrame(columns)
+
+
+def _read_text_table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        # Blank lines stay in, so that row numbers are line numbers.
+        table = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+            index_col=False,
+        )
+    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a CSV file: {reason}") from None
+    table.columns = [str(name).strip() for name in table.columns]
+    blank = (table == "").all(axis=1).to_numpy(dtype=bool)
+    kept = len(table) if not blank.any() else int(np.flatnonzero(~blank).max(initial=-1)) + 1
+    table = table.iloc[:kept]  # blank lines at the end are nobody's mistake
+    if table.empty:
+        raise InputError(f"{path}: no requests below the header")
+    return table
+
+
+def _numbers(path: Path, table: pd.DataFrame, column: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    numbers = pd.to_numeric(table[column].str.strip(), errors="coerce").to_numpy(dtype=np.float64)
+    _refuse(path, table, column, ~np.isfinite(numbers), "allowed is a finite number")
+    return numbers
+
+
+def _seconds_since_first(
+    path: Path, table: pd.DataFrame, column: str
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    stamps = pd.to_datetime(table[column], errors="coerce", format="ISO8601", utc=True)
+    _refuse(path, table, column, stamps.isna().to_numpy(dtype=bool), "allowed is a date and time")
+    return np.asarray((stamps - stamps.iloc[0]).dt.total_seconds(), dtype=np.float64)
+
+
+def _refuse(
+    path: Path, table: pd.DataFrame, column: str, bad: np.ndarray[tuple[int], np.dtype[np.bool_]], why: str
+) -> None:
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise InputError(f"{path}: line {row + 2}: {column}: found {table[column].iloc[row]!r}, {why}")
