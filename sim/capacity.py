@@ -32,7 +32,7 @@ from engine.files import write_atomically
 from engine.profile import Profile
 from engine.scheduler import SchedulerConfig
 from sim.serving import latencies, replay, replay_with_stats
-from sim.workload import check_traffic, generate
+from sim.workload import generate, traffic_mix
 
 METHOD_VERSION = 2  # a change of the method makes every cached surface stale
 REQUESTS_PER_RATE = 2000
@@ -127,11 +127,10 @@ def capacity_surface(
     """
     report = progress or (lambda _fraction, _what: None)
     config = scheduler or profile.scheduler_config()
-    names, shares = check_traffic(traffic)
     inputs = {
         "method": METHOD_VERSION,
         "profile": profile.content_hash,
-        "traffic": dict(zip(names, shares.tolist(), strict=True)),
+        "traffic": {kind.name: share for kind, share in traffic_mix(traffic)},
         "objective": asdict(objective),
         "scheduler": asdict(config),
         "seed": seed,
@@ -161,15 +160,15 @@ def _simulate(
         return generate(
             inputs["traffic"],
             rate_rps,
-            REQUESTS_PER_RATE,
-            seed,
-            longest,
-            stratified=True,
+            requests=REQUESTS_PER_RATE,
+            rng=seed,
+            max_context_tokens=longest,
             block_tokens=config.block_tokens,
+            stratified=True,
         )
 
     report(0.0, "simulating a replica at its limit")
-    backlog = requests(math.inf)
+    backlog = requests(1.0).assign(arrived_s=0.0)
     saturation_rps = _middle_rate(replay(backlog, times, config)["finished_s"].to_numpy())
     output_mean = float(backlog["output_tokens"].mean())
 

@@ -6,6 +6,7 @@ line: a trace with holes would quietly give wrong loads.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +60,28 @@ def _read_text_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no such file")
     try:
         # Blank lines stay in, so that row numbers are line numbers.
-        table = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            encoding="utf-8-sig",
-            index_col=False,
-        )
+        with warnings.catch_warnings():
+            # More cells than the header has: pandas would drop them with a warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                skip_blank_lines=False,
+                encoding="utf-8-sig",
+                index_col=False,
+            )
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except pd.errors.ParserWarning:
+        raise InputError(
+            f"{path}: not a CSV file: rows hold more cells than the header names columns"
+        ) from None
     except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a CSV file: {reason}") from None
-    table.columns = [str(name).strip() for name in table.columns]
+    table.columns = pd.Index([str(name).strip() for name in table.columns])
+    table = table.fillna("")  # cells missing at the end of a line
     blank = (table == "").all(axis=1).to_numpy(dtype=bool)
     kept = len(table) if not blank.any() else int(np.flatnonzero(~blank).max(initial=-1)) + 1
     table = table.iloc[:kept]  # blank lines at the end are nobody's mistake
