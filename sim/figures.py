@@ -1,20 +1,20 @@
 """The figures of a run, for the app and the report alike: what the money did.
 
 Each function takes a `sim.company.Result` and gives a Plotly figure whose title states what the run shows.
-Figures about serving, training and the profile stand in `sim.figures_model`; `FIGURES` lists all in the order
+Figures about serving, training and the profile stand in `sim.figures_model`; `all_figures` lists all in the order
 of the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from sim import human
-from sim.theme import Palette, Theme, layout, palette
+from sim.theme import Theme, layout, palette
 
 if TYPE_CHECKING:
     from sim.company import Result
@@ -57,7 +57,11 @@ def gross_margin(result: Result, theme: Theme = "light") -> go.Figure:
     last = result.headline["gross_margin_last12"]
     title = f"Gross margin is {human.percent(last)} over the last 12 months"
     low = float(np.nanmin(np.append(table["gross_margin"].to_numpy(), 0.0)))
-    axis = {"title": {"text": "fraction of revenue"}, "tickformat": ".0%", "range": [max(low, -2.0) * 1.05, 1.02]}
+    axis = {
+        "title": {"text": "fraction of revenue"},
+        "tickformat": ".0%",
+        "range": [max(low, -2.0) * 1.05, 1.02],
+    }
     return go.Figure(
         [line(table, "gross_margin", "gross margin", colours.revenue, lambda v: human.percent(v, 1))],
         layout(
@@ -137,7 +141,13 @@ def cost_and_price(result: Result, theme: Theme = "light") -> go.Figure:
     return go.Figure(
         [
             line(table, "price_usd_per_mtok", "revenue per million tokens", colours.revenue, human.usd),
-            line(table, "serving_cost_usd_per_mtok", "serving cost per million tokens", colours.serving, human.usd),
+            line(
+                table,
+                "serving_cost_usd_per_mtok",
+                "serving cost per million tokens",
+                colours.serving,
+                human.usd,
+            ),
         ],
         layout(
             title,
@@ -178,7 +188,9 @@ def bars(table: Any, column: str, name: str, colour: str, say: Callable[[Any], s
 
 def mark(figure: go.Figure, x: Any, y: float, text: str, colour: str) -> None:
     """Point at one value with words."""
-    figure.add_annotation(x=x, y=y, text=text, showarrow=True, arrowcolor=colour, font={"color": colour}, ay=-36)
+    figure.add_annotation(
+        x=x, y=y, text=text, showarrow=True, arrowcolor=colour, font={"color": colour}, ay=-36
+    )
 
 
 def finite(values: Any) -> list[float | None]:
@@ -204,14 +216,3 @@ def all_figures() -> dict[str, Callable[..., go.Figure]]:
         "versions": figures_model.versions,
         "profile": figures_model.profile_fit,
     }
-
-
-__all__: Sequence[str] = (
-    "Palette",
-    "all_figures",
-    "cash",
-    "cost_and_price",
-    "customers",
-    "gross_margin",
-    "revenue_and_compute",
-)
