@@ -25,8 +25,8 @@ from simpy.events import ProcessGenerator
 from engine.errors import InputError
 from engine.scheduler import Request, Scheduler, SchedulerConfig, State, Step
 from engine.step_time import StepTimeModel
+from sim.trace import check_requests
 
-COLUMNS = ("arrived_s", "prompt_tokens", "output_tokens")
 ROUTERS = ("least_outstanding", "round_robin")
 PERCENTILES = (50, 95, 99)
 LONGEST_SUMMED_JUMP = 32  # steps; summing more would be wasted when an arrival cuts the jump
@@ -114,7 +114,9 @@ def replay_with_stats(
         raise InputError(f"replicas: found {replicas}, allowed is a whole number ≥ 1")
     if router not in ROUTERS:
         raise InputError(f"router: found {router!r}, allowed are {' and '.join(ROUTERS)}")
-    run = _Run(_checked(requests, config), step_time, config, int(replicas), router)
+    checked = check_requests(requests)
+    _check_fit(checked, config)
+    run = _Run(checked, step_time, config, int(replicas), router)
     run.env.process(run.arrivals())
     run.env.run()
     return run.frame(), run.stats
@@ -375,34 +377,13 @@ def _valid(seconds: float) -> float:
     return float(seconds)
 
 
-def _checked(requests: pd.DataFrame, config: SchedulerConfig) -> pd.DataFrame:
-    """The requests with numbers in their three columns; refused where a row is bad or could never be served."""
-    missing = [name for name in COLUMNS if name not in requests]
-    if missing:
-        raise InputError(f"requests: found no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
-    if requests.empty:
-        raise InputError("requests: found no rows, allowed is at least one")
-
-    def refuse(name: str, bad: pd.Series, allowed: str) -> None:
-        if bad.any():
-            row = int(np.argmax(bad.to_numpy()))
-            raise InputError(
-                f"requests: row {row}: {name}: found {requests[name].iloc[row]}, allowed {allowed}"
-            )
-
-    checked = requests.reset_index(drop=True)
-    for name in COLUMNS:
-        checked[name] = values = pd.to_numeric(checked[name], errors="coerce").astype(np.float64)
-        refuse(name, ~np.isfinite(values), "is a finite number")
-    refuse("arrived_s", checked["arrived_s"] < 0, "is ≥ 0")
-    refuse("arrived_s", checked["arrived_s"].diff() < 0, "is a time not before the row above")
-    for name in COLUMNS[1:]:
-        refuse(name, (checked[name] < 1) | (checked[name] % 1 != 0), "is a whole number ≥ 1")
+def _check_fit(requests: pd.DataFrame, config: SchedulerConfig) -> None:
     # The last token is produced but never cached.
-    needed = checked["prompt_tokens"] + checked["output_tokens"] - 1
-    refuse(
-        "prompt_tokens",
-        np.ceil(needed / config.block_tokens) > config.num_blocks,
-        f"is what fits with output_tokens in the KV cache of a replica ({config.cache_tokens} tokens)",
-    )
-    return checked.astype(dict.fromkeys(COLUMNS[1:], np.int64))
+    needed = (requests["prompt_tokens"] + requests["output_tokens"] - 1).to_numpy()
+    too_long = -(-needed // config.block_tokens) > config.num_blocks
+    if too_long.any():
+        row = int(np.argmax(too_long))
+        raise InputError(
+            f"requests: row {row}: prompt_tokens and output_tokens need {needed[row]} tokens of KV cache, allowed "
+            f"are the {config.cache_tokens} that a replica has"
+        )

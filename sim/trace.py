@@ -55,6 +55,40 @@ def read_trace(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def check_requests(requests: pd.DataFrame) -> pd.DataFrame:
+    """A copy of a frame that somebody built, its three columns made numbers, rows numbered from 0.
+
+    Raises:
+        InputError: a column is missing, there is no row, or a row is bad: not a number, a time before 0 or before
+            the row above, fewer than one token; names row and column.
+    """
+    missing = [name for name in OWN_COLUMNS if name not in requests]
+    if missing:
+        raise InputError(
+            f"requests: found no column {', '.join(missing)}; needed are {', '.join(OWN_COLUMNS)}"
+        )
+    if requests.empty:
+        raise InputError("requests: found no rows, allowed is at least one")
+    checked = requests.reset_index(drop=True)
+
+    def refuse(name: str, bad: pd.Series, allowed: str) -> None:
+        if bad.any():
+            row = int(np.argmax(bad.to_numpy()))
+            raise InputError(
+                f"requests: row {row}: {name}: found {requests[name].iloc[row]}, allowed is {allowed}"
+            )
+
+    for name in OWN_COLUMNS:
+        checked[name] = values = pd.to_numeric(checked[name], errors="coerce").astype(np.float64)
+        refuse(name, values.isna() | (values.abs() == np.inf), "a finite number")
+    refuse("arrived_s", checked["arrived_s"] < 0, "≥ 0 s")
+    refuse("arrived_s", checked["arrived_s"].diff() < 0, "a time not before the row above")
+    for name in OWN_COLUMNS[1:]:
+        refuse(name, (checked[name] < 1) | (checked[name] % 1 != 0), "a whole number ≥ 1")
+        checked[name] = checked[name].astype(np.int64)
+    return checked
+
+
 def _read_text_table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
