@@ -10,13 +10,15 @@ _STEPS = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9,
 
 
 def count(value: Any, digits: int = 3) -> str:
-    """A quantity with about three significant digits and k, M, B, T: 3.4B."""
+    """A quantity with about three significant digits: 12, 1,452, 3.4B."""
     number = _number(value)
     if number is None:
         return UNKNOWN
     if math.isinf(number):
         return "∞" if number > 0 else "−∞"
     sign, size = ("−" if number < 0 else ""), abs(number)
+    if 1000 <= round(size) < 10_000:
+        return f"{sign}{size:,.0f}"
     for step, letter in _STEPS:
         # 999,950 is 1M, not 1,000k: the step is chosen for the number as it will be written.
         if float(f"{size:.{digits}g}") >= step:
@@ -30,7 +32,7 @@ def usd(value: Any, digits: int = 3) -> str:
     if number is None:
         return UNKNOWN
     text = count(abs(number), digits)
-    if 0.1 <= abs(number) < 100 and not text.endswith("k"):
+    if 0.1 <= abs(number) < 100:
         text = f"{abs(number):.2f}"
     return f"{'−' if number < 0 else ''}${text}"
 
