@@ -135,7 +135,11 @@ def test_an_override_makes_new_entries_and_drops_stale_sources() -> None:
         ("market.plans.developers.converts_to", "developers", ["only free users convert"]),
         ("market.plans.trial.converts_to", None, ["conversion_per_month above 0"]),
         ("market.plans.trial.signup_share", 0.5, ["adds up to 0.7"]),
-        ("sources", {"market.price_usd_per_mtok_ouput": "x"}, ["nearest is market.price_usd_per_mtok_output"]),
+        (
+            "sources",
+            {"market.price_usd_per_mtok_ouput": "x"},
+            ["nearest is market.price_usd_per_mtok_output"],
+        ),
     ],
 )
 def test_a_wrong_override_is_one_line(key: str, value: Any, parts: list[str]) -> None:
