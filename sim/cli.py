@@ -141,9 +141,10 @@ def replay(
 ) -> None:
     """Replay a request trace on simulated replicas with the engine's own scheduler."""
     from engine.profile import Profile
-    from sim import serving, workload
+    from sim import serving
+    from sim.trace import read_trace
 
-    requests = workload.read_trace(trace)
+    requests = read_trace(trace)
     measured = Profile.load(paths.resolve_profile(model, profile))
     started = time.perf_counter()
     frame, stats = serving.replay_with_stats(
@@ -151,7 +152,7 @@ def replay(
         step_time=measured.step_time_model(),
         scheduler=measured.scheduler_config(),
         replicas=replicas,
-        router=router,  # type: ignore[arg-type]  # checked there
+        router=router,
     )
     wall_s = time.perf_counter() - started
     metrics = serving.summary(frame, stats)
@@ -161,7 +162,8 @@ def replay(
         _print_json({"requests": len(frame), "wall_s": wall_s, **metrics})
         return
     _print_table(
-        f"{trace.name} on {replicas} replicas", [(key, f"{value:,.4g}") for key, value in metrics.items()]
+        f"{trace.name} on {replicas} replicas",
+        [(key, _in_unit(key, value)) for key, value in metrics.items()],
     )
     print(f"{len(frame):,} requests simulated in {wall_s:.2f} s ({len(frame) / wall_s:,.0f} per second)")
 
@@ -178,31 +180,43 @@ def train(
     layers: Annotated[int, typer.Option(min=1, help="Transformer layers.")] = 4,
     hidden_size: Annotated[int, typer.Option(min=8, help="Width of the residual stream.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
+    model: Annotated[str | None, typer.Option(help="Train this model further instead of a new one.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer of a model, or bpe:SIZE learnt from the texts.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Clean, deduplicate, tokenize and split texts, then train a Transformer on them with AdamW."""
     from dataclasses import asdict
 
-    from engine.trainer import TrainConfig, run_training
+    from engine.train_config import TrainConfig
+    from engine.trainer import run_training
+    from sim import human
 
     config = TrainConfig(
-        architecture=architecture, layers=layers, hidden_size=hidden_size, steps=steps, seed=seed
+        architecture=architecture, layers=layers, hidden_size=hidden_size, steps=steps, model=model, seed=seed
     )
     with _progress("train") as report:
-        trained = run_training(texts, out, config, progress=report)
-    summary = {key: value for key, value in asdict(trained).items() if isinstance(value, (int, float, str))}
+        trained = run_training(texts, out, config, tokenizer, progress=report, resume=resume)
     if as_json:
-        _print_json(summary)
-    else:
-        _print_table(
-            "Training",
-            [
-                (key, f"{value:,.4g}" if isinstance(value, float) else str(value))
-                for key, value in summary.items()
-            ],
-        )
-        print(f"Model: {out}")
+        _print_json(asdict(trained))
+        return
+    rows = [
+        ("Model", f"{trained.architecture}, {human.count(trained.parameters)} parameters"),
+        ("Trained on", f"{human.count(trained.tokens)} tokens in {trained.steps} steps"),
+        (
+            "Validation loss",
+            f"{trained.initial_validation_loss:.3f} → {trained.validation_loss:.3f} nats per token",
+        ),
+        ("Perplexity", human.count(trained.perplexity)),
+        ("Speed", f"{human.count(trained.tokens_per_s)} tokens/s, MFU {human.percent(trained.mfu, 1)}"),
+        ("Compute", f"{human.count(trained.training_flop)} FLOP in {human.seconds(trained.training_s)}"),
+        ("Peak memory", f"{human.count(trained.peak_memory_bytes)}B"),
+    ]
+    _print_table("Training", rows)
+    print(f"Model: {out}")
 
 
 @app.command("app", epilog="Example: flywheel app --port 8501")
@@ -244,7 +258,7 @@ def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"--set {pair}: found no KEY=VALUE; write for example --set market.churn=0.03")
+            raise InputError(f"--set {pair}: found no KEY=VALUE; write for example --set horizon_months=24")
         try:
             values[key.strip()] = YAML(typ="safe", pure=True).load(text)
         except YAMLError:
@@ -265,6 +279,16 @@ def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
             bar.update(task, completed=fraction, description=f"{title}: {what}" if what else title)
 
         yield report
+
+
+def _in_unit(key: str, value: float) -> str:
+    from sim import human
+
+    if key.endswith("_per_s"):
+        return f"{human.count(value)} /s"
+    if key.endswith("_s"):
+        return human.seconds(value)
+    return human.percent(value, 1) if key in ("busy_fraction", "cache_hit_rate") else human.count(value)
 
 
 def _print_json(value: dict[str, Any]) -> None:
