@@ -153,7 +153,10 @@ def test_the_cache_gives_the_same_and_survives_damage(
         assert json.loads(path.read_text()) == json.loads(whole)
 
 
-def test_every_input_is_part_of_the_key(surface: CapacitySurface, tmp_path: Path) -> None:
+def test_every_input_is_part_of_the_key(
+    surface: CapacitySurface, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "REQUESTS_PER_RATE", 400)
     small = SchedulerConfig(max_running_requests=2)
     few = capacity_surface(PROFILE, {"chat": 1.0}, Objective(600, 60), small, cache_dir=tmp_path)
     other = capacity_surface(PROFILE, {"chat": 1.0}, Objective(600, 60), small, seed=1, cache_dir=tmp_path)
