@@ -113,7 +113,8 @@ def run(
     chosen = Scenario.load(scenario)
     if overrides:
         chosen = chosen.override(_parse_overrides(overrides))
-    measured = Profile.load(paths.resolve_profile(chosen.deployment.model, profile))
+    path = paths.resolve_profile(chosen.deployment.model, profile)
+    measured = Profile.load(path).require_model(chosen.deployment.model, path)
     folder = out or Path("out") / Path(scenario).stem
     with _progress(f"run {Path(scenario).stem}") as report:
         result = simulate(chosen, seed=seed, profile=measured, progress=report)
