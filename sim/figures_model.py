@@ -53,7 +53,7 @@ def fleet_by_hour(result: Result, theme: Theme = "light") -> go.Figure:
     swing = f"{high / low:.1f} times" if low > 0 else "far more than"
     paid_idle = bool((day["replicas_reserved"] > needed).any())
     title = f"At the busiest hour demand is {swing} that of the quietest" + (
-        "; reserved replicas idle at night" if paid_idle else ""
+        "; some reserved replicas idle in the quiet hours" if paid_idle else ""
     )
 
     def stack(column: str, name: str, colour: str) -> go.Bar:
@@ -89,7 +89,7 @@ def fleet_by_hour(result: Result, theme: Theme = "light") -> go.Figure:
             title,
             f"Mean week of the last month ({result.monthly['month'].iloc[-1]}), simulated",
             colours,
-            xaxis={"title": {"text": "hour of day (h)"}, "dtick": 3, "showgrid": False},
+            xaxis={"title": {"text": "hour of day (h)"}, "dtick": 3, "showgrid": False, "zeroline": False},
             yaxis={"title": {"text": "replicas"}, "exponentformat": "B"},
         ),
     )
@@ -138,7 +138,7 @@ def latency(result: Result, theme: Theme = "light") -> go.Figure:
             "Time to first token (TTFT) and per output token (TPOT); request by request on "
             f"{result.profile.kind} step times",
             colours,
-            xaxis={"title": {"text": "load of one replica (requests per second)"}, "rangemode": "tozero"},
+            xaxis={"title": {"text": "requests per second on one replica"}, "rangemode": "tozero"},
             yaxis={
                 "title": {"text": "latency (s, log scale)"},
                 "type": "log",
@@ -178,34 +178,32 @@ def flywheel(result: Result, theme: Theme = "light") -> go.Figure:
     pool = max(feedback + bought + held, 1.0)
     nodes = [
         f"held at the start<br>{human.count(held)} tokens",
-        f"bought and crawled<br>{human.count(bought)} tokens kept",
+        f"bought, crawled<br>{human.count(bought)} tokens kept",
+        f"feedback of users<br>{human.count(feedback)} tokens kept",
         f"training pool<br>{human.count(loop['pool_tokens'])} tokens",
-        f"training<br>{human.count(loop['training_flop'])} FLOP",
         f"model<br>quality {loop['quality_start']:.2f} → {loop['quality_end']:.2f}",
-        f"customers' usage<br>{human.count(loop['served_tokens'])} tokens served",
-        f"feedback kept<br>{human.count(feedback)} tokens",
     ]
+    read = (
+        f"{human.count(loop['trained_tokens'])} tokens read in {loop['training_flop']:.1e} FLOP of training: "
+        f"{loop['releases']:.0f} releases, {loop['failed_gates']:.0f} failed gates"
+    )
+    given_back = (
+        f"{human.count(loop['served_tokens'])} tokens served → {human.count(loop['opted_in_tokens'])} opted in "
+        f"→ {human.count(feedback)} kept"
+    )
     links = [
-        (0, 2, held, colours.link, f"{human.count(held)} tokens held at the start"),
+        (0, 3, held, colours.link, f"{human.count(held)} tokens held at the start"),
         (
             1,
-            2,
+            3,
             bought,
             colours.link,
             f"{human.count(bought)} of {human.count(loop['source_tokens'])} tokens kept",
         ),
-        (6, 2, feedback, colours.link_feedback, f"{human.count(feedback)} tokens of feedback enter the pool"),
-        (2, 3, pool, colours.link, f"{human.count(loop['trained_tokens'])} tokens read in training"),
-        (
-            3,
-            4,
-            pool,
-            colours.link,
-            f"{loop['releases']:.0f} releases, {loop['failed_gates']:.0f} stopped at the gate",
-        ),
-        (4, 5, pool, colours.link, f"{human.count(loop['requests'])} requests served"),
+        (2, 3, feedback, colours.link_feedback, given_back),
+        (3, 4, pool, colours.link, read),
     ]
-    # The way back is its own strip at the left end of the diagram: a Sankey with a loop drawn round it is unreadable.
+    # What users give back enters at the left: a Sankey with a loop drawn round it is unreadable.
     kept = [link for link in links if link[2] > 0]
     source, target, value, colour, words = (list(column) for column in zip(*kept, strict=True))
     share = feedback / pool
@@ -215,15 +213,7 @@ def flywheel(result: Result, theme: Theme = "light") -> go.Figure:
         if feedback > 0
         else f"No feedback enters the pool; quality goes from {loop['quality_start']:.2f} to {loop['quality_end']:.2f}"
     )
-    node_colours = [
-        colours.other,
-        colours.other,
-        colours.revenue,
-        colours.training,
-        colours.training,
-        colours.serving,
-        colours.cash,
-    ]
+    node_colours = [colours.other, colours.other, colours.cash, colours.revenue, colours.training]
     figure = go.Figure(
         go.Sankey(
             arrangement="snap",
@@ -247,12 +237,12 @@ def flywheel(result: Result, theme: Theme = "light") -> go.Figure:
         ),
         layout(
             title,
-            "Widths: tokens of the pool; usage gives back the green strip on the left. Simulated, whole run",
+            f"Widths: tokens of the pool. Green, the way back: {given_back}. Simulated, whole run",
             colours,
             hovermode="closest",
         ),
     )
-    figure.update_layout(margin={"b": 30, "r": 60})
+    figure.update_layout(margin={"t": 110, "b": 30})
     return figure
 
 
@@ -332,8 +322,8 @@ def profile_fit(result: Result, theme: Theme = "light") -> go.Figure:
             f"{profile.model.name} on {profile.hardware.name}, {profile.created_at[:10]}; "
             "open markers were held out of the fit",
             colours,
-            xaxis={"title": {"text": "measured step time (s, log scale)"}, "type": "log", "dtick": 1},
-            yaxis={"title": {"text": "predicted step time (s, log scale)"}, "type": "log", "dtick": 1},
+            xaxis={"title": {"text": "measured step time (s, log scale)"}, "type": "log", "dtick": "D2"},
+            yaxis={"title": {"text": "predicted step time (s, log scale)"}, "type": "log", "dtick": "D2"},
             hovermode="closest",
             height=440,
         ),

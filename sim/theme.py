@@ -98,7 +98,6 @@ def layout(title: str, subtitle: str, colours: Palette, **more: Any) -> go.Layou
         "gridcolor": colours.grid,
         "linecolor": colours.grid,
         "zerolinecolor": colours.muted,
-        "title": {"standoff": 8},
         "automargin": True,
     }
     shared: dict[str, Any] = {
@@ -126,9 +125,11 @@ def layout(title: str, subtitle: str, colours: Palette, **more: Any) -> go.Layou
         "barmode": "relative",
         "bargap": 0.15,
     }
-    axes = {"xaxis": dict(axis), "yaxis": dict(axis)}
+    axes: dict[str, dict[str, Any]] = {"xaxis": dict(axis), "yaxis": dict(axis)}
     for name in [key for key in more if key.startswith(("xaxis", "yaxis"))]:
         axes[name] = {**axis, **more.pop(name)}
+    for named in axes.values():
+        named["title"] = {"standoff": 8, "font": {"size": 13}, **named.get("title", {})}
     return go.Layout({**shared, **axes, **more})
 
 
