@@ -180,8 +180,9 @@ def flywheel(result: Result, theme: Theme = "light") -> go.Figure:
         f"held at the start<br>{human.count(held)} tokens",
         f"bought, crawled<br>{human.count(bought)} tokens kept",
         f"feedback of users<br>{human.count(feedback)} tokens kept",
-        f"training pool<br>{human.count(loop['pool_tokens'])} tokens",
-        f"model<br>quality {loop['quality_start']:.2f} → {loop['quality_end']:.2f}",
+        # On a narrow screen these two would lie over each other: one stands high, the other low.
+        f"training pool<br>{human.count(loop['pool_tokens'])} tokens<br> <br> <br> ",
+        f" <br> <br> <br>model<br>quality {loop['quality_start']:.2f} → {loop['quality_end']:.2f}",
     ]
     read = (
         f"{human.count(loop['trained_tokens'])} tokens read in {loop['training_flop']:.1e} FLOP of training: "

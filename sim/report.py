@@ -164,7 +164,7 @@ def report_html(result: Result) -> str:
         font=FONT,
         dark_for_light=json.dumps(dark_for_light()),
         # Plotly links to itself and to map makers; a file that needs no network shows none of these.
-        plotly_js=re.sub(r'(src|href)="https?://[^"\\]*', r'\1="#', get_plotlyjs()),
+        plotly_js=re.sub(r"""(src|href)=(["'])https?://[^"'\\]*""", r"\1=\2#", get_plotlyjs()),
     )
 
 
