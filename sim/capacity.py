@@ -13,6 +13,7 @@ cache under the hash of these inputs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,7 +25,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression
 
 from engine.errors import InputError
 from engine.files import cache_dir as default_cache_dir
@@ -34,8 +34,10 @@ from engine.scheduler import SchedulerConfig
 from sim.serving import latencies, replay, replay_with_stats
 from sim.workload import generate, traffic_mix
 
-METHOD_VERSION = 2  # a change of the method makes every cached surface stale
-REQUESTS_PER_RATE = 2000
+METHOD_VERSION = 3  # a change of the method makes every cached surface stale
+REQUESTS_PER_RATE = (
+    5000  # near saturation waiting times are correlated: fewer make the capacity a matter of luck
+)
 LOADS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.95)  # of the saturation rate
 _REFINEMENTS = 4  # bisections between the last rate that keeps the objective and the first that doesn't
 _LATENCIES = ("ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "tpot_p95_s", "e2e_p95_s")
@@ -130,7 +132,7 @@ def capacity_surface(
     inputs = {
         "method": METHOD_VERSION,
         "profile": profile.content_hash,
-        "traffic": {kind.name: share for kind, share in traffic_mix(traffic)},
+        "traffic": [{"share": share, **asdict(kind)} for kind, share in traffic_mix(traffic)],
         "objective": asdict(objective),
         "scheduler": asdict(config),
         "seed": seed,
@@ -140,7 +142,10 @@ def capacity_surface(
     surface = _read(path, inputs)
     if surface is None:
         surface = _simulate(profile, inputs, objective, config, seed, report)
-        write_atomically(path, _as_json(surface))
+        with contextlib.suppress(
+            OSError
+        ):  # a cache that can't be written costs seconds next time, nothing else
+            write_atomically(path, _as_json(surface))
     report(1.0, "capacity known")
     return surface
 
@@ -158,7 +163,7 @@ def _simulate(
 
     def requests(rate_rps: float) -> pd.DataFrame:
         return generate(
-            inputs["traffic"],
+            {entry["name"]: entry["share"] for entry in inputs["traffic"]},
             rate_rps,
             requests=REQUESTS_PER_RATE,
             rng=seed,
@@ -257,6 +262,8 @@ def _middle_rate(finished_s: NDArray[np.float64]) -> float:
 
 def _monotone(rows: list[dict[str, float]]) -> pd.DataFrame:
     """Rows in order of rate; latencies made to never fall with the rate (least squares, pool adjacent violators)."""
+    from scipy.optimize import isotonic_regression  # slow to import, and a cached surface doesn't need it
+
     ordered = pd.DataFrame(rows).sort_values("rate_rps", ignore_index=True)[list(_COLUMNS)]
     for name in _LATENCIES:
         ordered[name] = isotonic_regression(ordered[name].to_numpy()).x

@@ -92,13 +92,15 @@ def replay(
 
     Returns:
         One row per request, in the order given: request_id, arrived_s, scheduled_s (first time in a batch),
-        first_token_s, finished_s, preemptions, cached_tokens, replica, prompt_tokens, output_tokens.
+        first_token_s, finished_s, preemptions, cached_tokens, replica.
 
     Raises:
         InputError: a column is missing, a row is bad, a request could never fit in the KV cache, an unknown
             router, no replica, or a step-time model that gives a negative or infinite time.
     """
-    return replay_with_stats(requests, step_time, scheduler, replicas, router)[0]
+    return replay_with_stats(requests, step_time, scheduler, replicas, router)[0].drop(
+        columns=["prompt_tokens", "output_tokens"]
+    )
 
 
 def replay_with_stats(
@@ -108,7 +110,7 @@ def replay_with_stats(
     replicas: int = 1,
     router: str = "least_outstanding",
 ) -> tuple[pd.DataFrame, ReplayStats]:
-    """`replay`, and what it counted."""
+    """`replay` with the tokens of each request beside its times (what `summary` needs), and what it counted."""
     config = scheduler or SchedulerConfig()
     if isinstance(replicas, bool) or replicas != int(replicas) or replicas < 1:
         raise InputError(f"replicas: found {replicas}, allowed is a whole number ≥ 1")
