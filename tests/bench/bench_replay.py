@@ -13,22 +13,22 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from engine.profile import Profile
+from sim.capacity import Objective, capacity_surface
+from sim.paths import resolve_profile
+from sim.serving import littles_law_error, replay_with_stats, summary
+from sim.workload import read_trace
 
-from engine.profile import Profile  # noqa: E402
-from sim.capacity import Objective, capacity_surface  # noqa: E402
-from sim.paths import resolve_profile  # noqa: E402
-from sim.serving import littles_law_error, replay_with_stats, summary  # noqa: E402
-from sim.workload import read_trace  # noqa: E402
-
-TRACE = ROOT.parent / "shared" / "traces" / "azure_2023_conv.csv"
+TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "azure_2023_conv.csv"
 REPLICAS = (40, 100)
 
 
 def main() -> None:
     """Run both benchmarks."""
     trace = Path(sys.argv[1]) if len(sys.argv) > 1 else TRACE
+    if not trace.is_file():
+        print(f"skipped: no trace at {trace}; give one as argument")
+        return
     profile = Profile.load(resolve_profile("smollm2-135m"))
     print(f"profile {profile.content_hash[:12]} of {profile.model.name} on {profile.hardware.name}")
     requests = read_trace(trace)
