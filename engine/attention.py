@@ -119,11 +119,12 @@ def paged_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    alibi_slopes: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """One layer's attention of a packed step; the signature is that of transformers' `AttentionInterface`.
 
-    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim];
+    query [1, heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim], alibi_slopes [heads] or none;
     returns [1, tokens, heads, head_dim].
     """
     plan = _current.get()
@@ -138,10 +139,12 @@ def paged_attention(
     values.flatten(0, 1)[plan.slots] = value[0].transpose(0, 1)
     out = torch.empty_like(q)
     for group in plan.decode_groups:
-        out[group.rows] = _attend_decodes(q[group.rows], keys, values, group, scaling, sliding_window)
+        out[group.rows] = _attend_decodes(
+            q[group.rows], keys, values, group, scaling, sliding_window, alibi_slopes
+        )
     for chunk in plan.prefill_chunks:
         rows = slice(chunk.first_row, chunk.first_row + chunk.tokens)
-        out[rows] = _attend_chunk(q[rows], keys, values, chunk, scaling, sliding_window)
+        out[rows] = _attend_chunk(q[rows], keys, values, chunk, scaling, sliding_window, alibi_slopes)
     return out.unsqueeze(0), None
 
 
@@ -152,12 +155,13 @@ def _attend_decodes(
     group: DecodeGroup,
     scaling: float | None,
     window: int | None,
+    slopes: torch.Tensor | None,
 ) -> torch.Tensor:
     requests, heads, head_dim = query.shape
     kv_heads = keys.shape[2]
     if window not in group.masks:
         length = group.blocks.shape[1] * keys.shape[1]
-        group.masks[window] = _visible(group.positions.view(-1, 1, 1, 1), length, window, query)
+        group.masks[window] = _visible(group.positions.view(-1, 1, 1, 1), length, window, slopes, query)
     # The queries that share a key head take the place of query positions: nothing is repeated.
     out = scaled_dot_product_attention(
         query.view(requests, kv_heads, heads // kv_heads, head_dim),
@@ -176,12 +180,13 @@ def _attend_chunk(
     chunk: PrefillChunk,
     scaling: float | None,
     window: int | None,
+    slopes: torch.Tensor | None,
 ) -> torch.Tensor:
     length = chunk.start + chunk.tokens
-    plain = chunk.start == 0 and (window is None or length <= window)
+    plain = chunk.start == 0 and slopes is None and (window is None or length <= window)
     if window not in chunk.masks:
         positions = torch.arange(chunk.start, length, device=query.device).view(-1, 1)
-        chunk.masks[window] = None if plain else _visible(positions, length, window, query)
+        chunk.masks[window] = None if plain else _visible(positions, length, window, slopes, query)
     out = scaled_dot_product_attention(
         query.transpose(0, 1).unsqueeze(0),
         keys[chunk.blocks].flatten(0, 1)[:length].transpose(0, 1).unsqueeze(0),
@@ -194,14 +199,30 @@ def _attend_chunk(
     return out[0].transpose(0, 1)
 
 
-def _visible(positions: torch.Tensor, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """Additive mask [..., length]: 0 where a token at `positions` may look, -inf elsewhere."""
+def _visible(
+    positions: torch.Tensor,
+    length: int,
+    window: int | None,
+    slopes: torch.Tensor | None,
+    like: torch.Tensor,
+) -> torch.Tensor:
+    """Additive mask [..., length]: -inf where a token at `positions` may not look, else 0 or ALiBi's bias.
+
+    With slopes [heads] the mask has the heads before its last two dimensions.
+    """
     columns = torch.arange(length, device=like.device)
     allowed = columns <= positions
     if window is not None:
         allowed &= columns > positions - window
-    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
-    return mask.masked_fill_(~allowed, float("-inf"))
+    if slopes is None:
+        bias = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
+    else:
+        bias = (
+            (slopes[:, None, None] * columns)
+            .to(like.dtype)
+            .expand(*allowed.shape[:-3], -1, *allowed.shape[-2:])
+        )
+    return bias.masked_fill(~allowed, float("-inf"))
 
 
 # No mask function is registered under this name, so transformers builds none.

@@ -16,8 +16,9 @@ from typing import Any, cast
 import torch
 
 from engine.attention import IMPLEMENTATION
+from engine.bloom import serve_bloom
 from engine.errors import InputError
-from engine.model import DTYPES, load_model, load_tokenizer, shape_of
+from engine.model import DTYPES, free_bytes, load_model, load_tokenizer, shape_of
 from engine.profile import ModelShape
 from engine.runner import BatchChunk, ModelRunner
 from engine.sampling import SamplingParams, sample
@@ -100,12 +101,15 @@ class LLM:
             InputError: no such model or device, an architecture that can't be served, too little memory.
         """
         self.model = load_model(model, dtype, device, seed)
-        if not self.model._supports_attention_backend:
+        if self.model.config.model_type == "bloom":
+            serve_bloom(self.model)
+        elif self.model._supports_attention_backend:
+            self.model.set_attn_implementation(IMPLEMENTATION)
+        else:
             raise InputError(
                 f"model {model!r}: {type(self.model).__name__} can't be served: its attention does not go "
                 "through transformers' AttentionInterface"
             )
-        self.model.set_attn_implementation(IMPLEMENTATION)
         self.shape: ModelShape = shape_of(self.model, model, dtype)
         self.tokenizer: Any = None
         if not model.endswith("@dummy") or self.shape.vocab_size >= 49_152:
@@ -302,12 +306,7 @@ def _end_tokens(model: Any) -> set[int]:
 
 def _cache_blocks(shape: ModelShape, device: str, max_running: int, tokens: int | None) -> int:
     """Blocks of the KV cache: those asked for, else a share of the memory that is free after loading."""
-    if device == "cpu":
-        import psutil
-
-        free = int(psutil.virtual_memory().available)
-    else:
-        free = int(torch.cuda.mem_get_info(device)[0])
+    free = free_bytes(device)
     usable = int(free * (1.0 if tokens else _FREE_MEMORY_SHARE[device.partition(":")[0]]))
     affordable = usable // shape.kv_bytes_per_token
     if tokens is None:

@@ -192,9 +192,27 @@ def _random_model(architecture: str, dtype: torch.dtype, device: str, seed: int)
     if architecture not in _ARCHITECTURES:
         raise InputError(f"{architecture}@dummy: allowed architectures are {', '.join(_ARCHITECTURES)}")
     family, sizes = _ARCHITECTURES[architecture]
+    config = AutoConfig.for_model(family, **sizes)
+    with torch.device("meta"):
+        needed = AutoModelForCausalLM.from_config(config, dtype=dtype).get_memory_footprint()
+    free = free_bytes(device)
+    if needed > free:
+        raise InputError(
+            f"{architecture}@dummy: needs {needed / 1e9:.1f} GB in {dtype}, {(needed - free) / 1e9:.1f} GB more than "
+            f"the {free / 1e9:.1f} GB that are free on {device}"
+        )
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can be taken on a device now."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _converted(gguf: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_chat_follows_the_template(smollm2: LLM) -> None:
     assert "<|im_end|>" not in out.text
 
 
-@pytest.mark.parametrize("name", ["llama-tiny@dummy", "gpt2-tiny@dummy"])
+@pytest.mark.parametrize("name", ["llama-tiny@dummy", "gpt2-tiny@dummy", "bloom-tiny@dummy"])
 def test_chunked_preempted_and_joining_it_equals_transformers(name: str) -> None:
     prompts = random_prompts(9, 60)
     wanted = reference_tokens(name, prompts, 40)
@@ -188,5 +189,22 @@ def test_bad_requests_are_named() -> None:
 def test_a_cache_that_does_not_fit_says_by_how_much() -> None:
     with pytest.raises(InputError, match=r"GB more than the .* GB that are free"):
         LLM("llama-tiny@dummy", kv_cache_tokens=10**12)
-    with pytest.raises(InputError, match="BloomForCausalLM can't be served"):
-        LLM("bloom-tiny@dummy")
+
+
+def test_alibi_slopes_equal_transformers() -> None:
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    from engine.bloom import alibi_slopes
+
+    for heads in (1, 4, 12, 16, 112):
+        expected = build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1]
+        torch.testing.assert_close(alibi_slopes(heads), expected)
+
+
+def test_an_architecture_without_an_attention_interface_is_refused(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("codegen", n_embd=64, n_layer=1, n_head=4, vocab_size=512, rotary_dim=8)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="CodeGenForCausalLM can't be served"):
+        LLM(str(tmp_path))

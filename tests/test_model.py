@@ -65,12 +65,20 @@ def test_random_weights_follow_the_seed() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_a_published_architecture_has_its_published_size() -> None:
-    with torch.device("meta"):
-        bloom = models._random_model("bloom-560m", torch.float32, "meta", 0)
+def test_a_published_architecture_has_its_published_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "free_bytes", lambda device: 10**12)
+    bloom = models._random_model("bloom-560m", torch.float32, "meta", 0)
     shape = models.shape_of(bloom, "bloom-560m@dummy", "bfloat16")
     assert shape.parameters == 559_214_592  # BigScience model page: 559,214,592
     assert shape.weight_bytes == 2 * shape.parameters
+
+
+def test_a_model_that_does_not_fit_says_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "free_bytes", lambda device: 2 * 10**9)
+    with pytest.raises(
+        InputError, match=r"bloom-7b1@dummy: needs 28\.3 GB .* 26\.3 GB more than the 2\.0 GB"
+    ):
+        models.load_model("bloom-7b1@dummy")
 
 
 @pytest.mark.parametrize(
