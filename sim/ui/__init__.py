@@ -1,0 +1,1 @@
+"""Streamlit pages; `app.py` is their navigation."""
