@@ -6,7 +6,12 @@ import streamlit as st
 
 from sim.ui import controls
 
-st.set_page_config(page_title="Model flywheel", page_icon=":material/cycle:", layout="wide")
+# A wheel, drawn here: an icon named ":material/…:" in this place is fetched from Google (those of pages are not).
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="#0072b2" stroke-width="3">'
+    '<path d="M20 12a8 8 0 1 1-3-6.2"/><path d="M20 2v5h-5"/></svg>'
+)
+st.set_page_config(page_title="Model flywheel", page_icon=ICON, layout="wide")
 
 page = st.navigation(
     [

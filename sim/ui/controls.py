@@ -61,7 +61,6 @@ def sidebar() -> None:
             "Scenario",
             names,
             index=names.index(FIRST) if FIRST in names else 0,
-            format_func=lambda name: name.replace("_", " ").capitalize(),
             key="scenario",
             bind="query-params",
             on_change=_back_to_file,

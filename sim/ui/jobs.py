@@ -58,7 +58,7 @@ class Bench:
         key = (scenario.canonical_json(), seed, profile.content_hash)
         with self._lock:
             job = self._jobs.get(key)
-            if job is None or _failed(job):
+            if job is None:  # one that failed is kept: the same inputs would only fail again, and again
                 job = self._jobs[key] = Job()
                 job.future = self._pool.submit(_simulate, scenario, seed, profile, job)
             self._jobs.move_to_end(key)
@@ -88,7 +88,3 @@ def _simulate(scenario: Scenario, seed: int, profile: Profile, job: Job) -> Resu
     from sim.company import simulate
 
     return simulate(scenario, seed=seed, profile=profile, progress=job.tell)
-
-
-def _failed(job: Job) -> bool:
-    return job.future.done() and job.future.exception() is not None

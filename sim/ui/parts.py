@@ -30,7 +30,7 @@ def theme() -> Theme:
 
 def heading(result: Result, lead: str) -> None:
     """Title of a page: the company, and what this page answers."""
-    st.title(result.scenario.name)
+    st.title(_plain(result.scenario.name))
     st.caption(lead)
 
 
