@@ -17,9 +17,7 @@ with st.grid(5, min_column_width=150, gap="small"):
         monthly["data_pool_tokens"],
         "at the end",
     )
-    parts.metric(
-        "Training", f"{human.count(loop['training_flop'])} FLOP", monthly["training_flop"], "over the run"
-    )
+    parts.metric("Training", f"{loop['training_flop']:.1e} FLOP", monthly["training_flop"], "over the run")
     parts.metric(
         "Model quality",
         f"{loop['quality_end']:.2f}",
