@@ -15,9 +15,7 @@ from engine.step_time import RooflineStepTime
 
 Step = tuple[Sequence[tuple[int, int]], Sequence[int]]  # prefill [(chunk, context)], decode contexts
 
-_KNOTS = tuple(
-    4**power for power in range(1, 12)
-)  # 4, 16, 64, … : a factor of four in batch changes the regime
+_KNOTS = tuple(4**power for power in range(1, 12))  # 4, 16, 64, …: four times the batch changes the regime
 _ROUNDS = 8
 _HUBER = 1.5  # in robust standard deviations
 
@@ -39,7 +37,8 @@ def fit_step_time(steps: Sequence[Step], times_s: Sequence[float]) -> RooflineSt
     found = _robust_nnls(basis)
     ramp, rest = len(token_knots), 1 + len(token_knots) + len(request_knots)
     return RooflineStepTime(
-        constant_s=found[0],
+        # A step always takes time, even where noise leaves nothing for the constant: a clock must move on.
+        constant_s=max(found[0], 1e-3 * float(times.min())),
         token_knots=token_knots,
         token_slopes_s=tuple(found[1 : 1 + ramp]),
         request_knots=request_knots,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.scheduler import SchedulerConfig
 
-CHUNKS = (1, 4, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)  # tokens
+CHUNKS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # tokens
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # requests
 LONGEST_TOKENS = 4096  # context
 
@@ -36,7 +36,7 @@ def default_grid(config: SchedulerConfig, max_context_tokens: int) -> list[GridP
         for j, context in enumerate(min(c, longest - chunk) for c in contexts)
         if (i + j) % 2 == 0  # a checkerboard: every chunk and every context, half the points
     ]
-    prefill += [GridPoint("prefill", ((budget // parts, 0),) * parts, ()) for parts in (2, 4, 8, 16)]
+    prefill += [GridPoint("prefill", ((budget // parts, 0),) * parts, ()) for parts in (4, 16)]
     decode = [
         GridPoint("decode", (), (context,) * batch)
         for i, batch in enumerate(batches)

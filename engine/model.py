@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -240,7 +240,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
+    # The GGUF reader draws its own progress bar, whatever transformers was told.
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
         where, file = str(gguf.parent), gguf.name
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
         model = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.float32)
@@ -270,24 +271,18 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and advice off the terminal, and the bundled model off the network."""
+    """Keep transformers' progress bars and advice off the terminal."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
 
 
 @contextlib.contextmanager

@@ -4,10 +4,10 @@ A step is what the engine does between two decisions of its scheduler: run the p
 token greedily. Steps over a grid of prefill chunks × context, decode batch × context and mixtures of both are
 timed on the real runner, with block tables scattered over the cache as they are after hours of serving.
 
-Method: one pass over the whole grid warms up and is thrown away; then passes in a new random order each, so
-that a machine that slows down or speeds up biases no corner of the grid; the median of a point's repeats
-counts (it ignores interruptions, while a minimum would describe a machine that nobody rents). Every fourth
-point is held out of the fit and only judges it.
+Method: passes over the whole grid, each in a new random order, so that a machine that slows down or speeds up
+biases no corner of the grid; the first run of a short step is thrown away; the median of a point's repeats counts
+(it ignores interruptions, while a minimum would describe a machine that nobody rents). Every fourth point is held
+out of the fit and only judges it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 ProgressReport = Callable[[float, str], None]
 
-_MAX_PASSES = 15
-_WARM_UP_SHARE = 0.25  # of the budget: points that don't fit are dropped
+_MIN_PASSES, _MAX_PASSES = 2, 15
 _MIN_POINTS = 24
+_SHORT_S = 0.1
 
 
 def measure_profile(
@@ -108,7 +108,7 @@ def measure_profile(
             "grid_points_planned": planned,
             "grid_points": len(measured),
             "repeats_median": int(statistics.median(point.repeats for point in measured)),
-            "statistic": "median of repeats in randomised passes after one warm-up pass",
+            "statistic": "median of repeats in randomised passes",
             "held_out": "every fourth point, on the diagonal of the grid",
             "fit": "non-negative least squares on relative errors, Huber weights",
             "load_s": round(load_s, 3),
@@ -157,34 +157,29 @@ def _measure(
 ) -> tuple[list[list[float]], list[GridPoint]]:
     """Times of every point, in seconds, and the points that the budget allowed (in grid order)."""
     rng = random.Random(seed)
+    batches = [build_batch(llm, point, rng) for point in points]
+    samples: list[list[float]] = [[] for _ in points]
+    # Allocators and caches meet their largest and smallest step before anything is counted.
+    for batch in (batches[0], max(batches, key=lambda chunks: sum(len(chunk.token_ids) for chunk in chunks))):
+        time_step(llm, batch)
     began = time.perf_counter()
     order = list(range(len(points)))
-    rng.shuffle(order)
-    batches: dict[int, list[BatchChunk]] = {}
-    first_s: dict[int, float] = {}
-
-    def show(what: str) -> None:
-        report(0.17 + 0.8 * min(1.0, (time.perf_counter() - began) / budget_s), what)
-
-    for done, index in enumerate(order):
-        spent = time.perf_counter() - began
-        if spent > _WARM_UP_SHARE * budget_s and done >= _MIN_POINTS:
-            break
-        show("warming up")
-        batches[index] = build_batch(llm, points[index], rng)
-        first_s[index] = time_step(llm, batches[index])
-    kept = sorted(batches)
-    samples: dict[int, list[float]] = {index: [] for index in kept}
-    # A short step is repeated at once: it costs little, and its noise is the largest.
-    at_once = {index: 3 if first_s[index] < 0.1 else 1 for index in kept}
     for number in range(_MAX_PASSES):
-        rng.shuffle(kept)
-        for index in kept:
-            if number and time.perf_counter() - began > budget_s:
-                break
-            samples[index] += [time_step(llm, batches[index]) for _ in range(at_once[index])]
-            show(f"measuring steps, pass {number + 1}")
-    kept.sort()
+        rng.shuffle(order)
+        for index in order:
+            spent = time.perf_counter() - began
+            if number == 0 and spent > budget_s and sum(map(bool, samples)) >= _MIN_POINTS:
+                break  # a machine so slow that even one pass takes longer: the rest of the grid is left out
+            report(0.17 + 0.8 * min(1.0, spent / budget_s), f"measuring steps, pass {number + 1}")
+            first_s = time_step(llm, batches[index])
+            if first_s >= _SHORT_S:
+                samples[index].append(first_s)
+            else:  # a short step is cheap to repeat and feels a cold cache the most: its first run doesn't count
+                samples[index] += [time_step(llm, batches[index]) for _ in range(3)]
+        spent = time.perf_counter() - began
+        if number + 1 >= _MIN_PASSES and spent * (number + 2) / (number + 1) > budget_s:
+            break
+    kept = [index for index, times in enumerate(samples) if times]
     return [samples[index] for index in kept], [points[index] for index in kept]
 
 

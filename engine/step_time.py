@@ -109,30 +109,6 @@ class RooflineStepTime:
         contexts = steps * context_sum + batch * (steps * (steps - 1) // 2)
         return steps * self._decode_base_s(batch) + self.decode_context_s * contexts
 
-    def decode_steps_within(self, batch: int, context_sum: int, seconds: float) -> int:
-        """The most decode steps of this batch that end within `seconds` (inverse of `decode_run_from_sums`).
-
-        For a simulator that jumps until the next arrival. A batch that takes no time gives 2**62.
-        """
-        if seconds <= 0:
-            return 0
-        # Solve q·n² + p·n = seconds, then settle rounding with the forward formula.
-        q = 0.5 * self.decode_context_s * batch
-        p = self._decode_base_s(batch) + self.decode_context_s * (context_sum - 0.5 * batch)
-        if p <= 0 and q <= 0:
-            return 2**62
-        # The stable root: no cancellation when q is tiny against p.
-        root = (p * p + 4 * q * seconds) ** 0.5
-        estimate = 2 * seconds / (p + root) if p + root > 0 else float("inf")
-        if estimate >= 2**53:
-            return 2**62
-        steps = int(estimate)
-        while steps > 0 and self.decode_run_from_sums(batch, context_sum, steps) > seconds:
-            steps -= 1
-        while self.decode_run_from_sums(batch, context_sum, steps + 1) <= seconds:
-            steps += 1
-        return steps
-
     def _decode_base_s(self, batch: int) -> float:
         return self._batch_s(batch, batch) if batch else 0.0
 

@@ -42,7 +42,9 @@ def resolve_profile(model: str, explicit: str | Path | None = None) -> Path:
     if explicit is not None:
         path = Path(explicit)
         if not path.is_file():
-            raise InputError(f"{path}: no such profile; measure one with `flywheel profile {model} --out {path}`")
+            raise InputError(
+                f"{path}: no such profile; measure one with `flywheel profile {model} --out {path}`"
+            )
         return path
     name = f"{model.replace('/', '--')}.json"
     for folder in (measured_profiles_dir(), shipped_profiles_dir()):

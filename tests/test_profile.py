@@ -45,17 +45,6 @@ def test_a_decode_run_is_the_sum_of_its_steps(model: RooflineStepTime, ages: lis
     assert model.decode_run_from_sums(len(ages), sum(ages), steps) == model.decode_run(ages, steps)
 
 
-@given(models(), st.lists(st.integers(0, 5000), min_size=1, max_size=16), st.floats(0, 100))
-def test_steps_within_a_time_is_the_inverse(model: RooflineStepTime, ages: list[int], limit: float) -> None:
-    batch, total = len(ages), sum(ages)
-    steps = model.decode_steps_within(batch, total, limit)
-    if steps >= 2**62:
-        assert model.decode_run_from_sums(batch, total, 10**6) <= max(limit, 1e-6)
-        return
-    assert model.decode_run_from_sums(batch, total, steps) <= limit
-    assert model.decode_run_from_sums(batch, total, steps + 1) > limit or limit == 0
-
-
 @given(models(), chunks, contexts, st.integers(0, 10**6), st.integers(0, 100))
 def test_more_work_never_takes_less_time(
     model: RooflineStepTime, prefill: list[tuple[int, int]], ages: list[int], more: int, which: int
