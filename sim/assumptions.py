@@ -37,18 +37,24 @@ def assumptions(scenario: Scenario, profile: Profile, surface: CapacitySurface) 
 def _from_profile(scenario: Scenario, profile: Profile, surface: CapacitySurface) -> list[Assumption]:
     hardware = profile.hardware
     origin = f"profile {profile.content_hash[:12]} on {hardware.name}"
-    rows: list[tuple[str, Any, str]] = [
-        ("profile.model.parameters", profile.model.parameters, "parameters"),
-        ("profile.capacity_rps", surface.capacity_rps, "requests per second and replica under the objective"),
-        ("profile.saturation_rps", surface.saturation_rps, "requests per second and replica at most"),
-        ("profile.fit.median_relative_error", profile.fit.median_relative_error, "fraction, held-out steps"),
-        ("profile.fit.p95_relative_error", profile.fit.p95_relative_error, "fraction, held-out steps"),
-        ("profile.traffic.prompt_tokens_mean", surface.prompt_tokens_mean, "tokens per request"),
-        ("profile.traffic.output_tokens_mean", surface.output_tokens_mean, "tokens per request"),
-    ]
+    simulated = f"request-level simulation on {origin}"
+    fit, date = profile.fit, profile.created_at[:10]
     found = [
-        Assumption(key, value, unit, origin, profile.created_at[:10], profile.kind)
-        for key, value, unit in rows
+        Assumption(key, value, unit, origin, date, profile.kind)
+        for key, value, unit in (
+            ("profile.model.parameters", profile.model.parameters, "parameters"),
+            ("profile.fit.median_relative_error", fit.median_relative_error, "fraction, held-out steps"),
+            ("profile.fit.p95_relative_error", fit.p95_relative_error, "fraction, held-out steps"),
+        )
+    ]
+    found += [
+        Assumption(f"capacity.{key}", value, unit, simulated, date, "predicted")
+        for key, value, unit in (
+            ("capacity_rps", surface.capacity_rps, "requests per second and replica under the objective"),
+            ("saturation_rps", surface.saturation_rps, "requests per second and replica at most"),
+            ("prompt_tokens_mean", surface.prompt_tokens_mean, "tokens per request"),
+            ("output_tokens_mean", surface.output_tokens_mean, "tokens per request"),
+        )
     ]
     if scenario.deployment.replica_price_usd_per_hour is None:
         price = Assumption(

@@ -287,7 +287,7 @@ def test_assumptions_say_where_they_come_from() -> None:
     assert "Besiroglu" in rows["training.loss_beta"].source
     assert rows["finance.payment_fee_share"].date == "2025"
     assert rows["market.price_usd_per_mtok_output"].kind == "assumed"
-    assert rows["profile.capacity_rps"].kind == "predicted"
+    assert rows["capacity.capacity_rps"].kind == "predicted"
     changed = run(base().override({"training.loss_beta": 0.3})).assumptions
     assert {row.key: row for row in changed}["training.loss_beta"].kind == "assumed"
 
