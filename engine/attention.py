@@ -135,9 +135,10 @@ def paged_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     keys, values = plan.cache.keys[layer], plan.cache.values[layer]
     q = query[0].transpose(0, 1)  # [tokens, heads, head_dim]
-    keys.flatten(0, 1)[plan.slots] = key[0].transpose(0, 1)
-    values.flatten(0, 1)[plan.slots] = value[0].transpose(0, 1)
-    out = torch.empty_like(q)
+    real = len(plan.slots)  # the runner may have padded the batch
+    keys.flatten(0, 1)[plan.slots] = key[0, :, :real].transpose(0, 1)
+    values.flatten(0, 1)[plan.slots] = value[0, :, :real].transpose(0, 1)
+    out = torch.zeros_like(q)
     for group in plan.decode_groups:
         out[group.rows] = _attend_decodes(
             q[group.rows], keys, values, group, scaling, sliding_window, alibi_slopes

@@ -15,7 +15,9 @@ from engine.step_time import RooflineStepTime
 
 Step = tuple[Sequence[tuple[int, int]], Sequence[int]]  # prefill [(chunk, context)], decode contexts
 
-_KNOTS = tuple(4**power for power in range(1, 12))  # 4, 16, 64, …: four times the batch changes the regime
+# The step from one row to two is its own regime (a matrix-vector product becomes a matrix product); from there on
+# four times the batch changes it.
+_KNOTS = (1, 2, *(4**power for power in range(1, 12)))
 _ROUNDS = 8
 _HUBER = 1.5  # in robust standard deviations
 
@@ -82,13 +84,13 @@ def _ramp(amount: int, knots: tuple[int, ...]) -> list[float]:
 
 
 def _choose_knots(amounts: Sequence[int]) -> tuple[int, ...]:
-    """0 and each power of four with at least two different measured amounts on either side of it."""
+    """0 and those of `_KNOTS` with enough different measured amounts on either side to tell their slopes."""
     seen = sorted(set(amounts))
     knots = [0]
     for knot in _KNOTS:
         below = sum(knots[-1] < amount <= knot for amount in seen)
         above = sum(amount > knot for amount in seen)
-        if below >= 2 and above >= 2:
+        if below >= (1 if knot <= 2 else 2) and above >= 2:
             knots.append(knot)
     return tuple(knots)
 
