@@ -237,12 +237,22 @@ def open_app(
 def main() -> None:
     """Entry point of the console script: bad input is one line and exit status 2, never a traceback."""
     try:
-        app()
+        status = app(standalone_mode=False)
     except InputError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _errors.print("interrupted")
         sys.exit(130)
+    except Exception as error:
+        # Usage errors are click's, and which click is Typer's secret: they are known by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if not message or "Usage:" in message:  # no command at all: the help says what there is
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        _fail(f"{message.rstrip('.')}; see `flywheel --help`")
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str) -> NoReturn:

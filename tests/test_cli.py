@@ -148,6 +148,16 @@ def test_a_bad_trace_is_one_line(flywheel: Flywheel, tmp_path: Path) -> None:
     assert_refused(flywheel("replay", trace), "trace.csv", "arrived_s")
 
 
+def test_wrong_words_are_one_line(flywheel: Flywheel) -> None:
+    assert_refused(flywheel("run", "api_startup", "--seed", "x"), "--seed", "integer")
+    assert_refused(flywheel("run", "--nothing"), "--nothing")
+    assert_refused(flywheel("nothing"), "nothing")
+    assert_refused(flywheel("replay"), "trace")
+    status, out, err = flywheel()
+    assert status == 2
+    assert "profile" in out + err
+
+
 def test_every_command_has_help_with_an_example(flywheel: Flywheel) -> None:
     for command in ("profile", "run", "replay", "train", "app"):
         status, out, _ = flywheel(command, "--help")
