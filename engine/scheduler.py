@@ -2,141 +2,36 @@
 
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2023, Sarathi) over a paged KV
 cache (Kwon et al. 2023). Each step has a budget of tokens: first every decoding request gets its one token, then
-prompts under way continue, then waiting requests are admitted in order of arrival. A request is admitted when its
-whole prompt fits in the cache with one block left for each running request to grow; when growth still runs out of
-blocks, the latest arrival gives its own back, and computes them again later (its tokens are kept).
+prompts under way continue and waiting requests are admitted. Who comes first in each of these is a matter of rank:
+the lower `priority`, then the earlier arrival. A request is admitted when its whole prompt fits in the cache with
+one block left for each running request to grow; when growth still runs out of blocks, the request of last rank
+gives its own back, and computes them again later (its tokens are kept).
+
+Nobody of a rank overtakes an earlier one: while the first in the queue doesn't fit, those behind it wait too, so
+within a priority everybody is served. Across priorities there is no such promise: as long as more urgent requests
+keep the queue filled, the others wait. An urgent arrival takes nobody's place: it waits for a free one.
 
 No torch here, and no clock: the engine drives this with real steps, the simulator with predicted ones.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
-from enum import Enum
-from typing import Any, NamedTuple
+from operator import attrgetter
 
+from engine.batch import Chunk, Request, SchedulerConfig, State, Step
 from engine.errors import InputError
 from engine.kv_cache import BlockPool
 
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Limits of one replica."""
-
-    max_running_requests: int = 64
-    max_step_tokens: int = 512  # token budget of one step: decodes and prefill chunks together
-    block_tokens: int = 16  # tokens per KV block
-    num_blocks: int = 4096  # KV blocks of the replica
-    prefix_caching: bool = True
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type != "bool" and (not isinstance(value, int) or value < 1):
-                raise InputError(f"scheduler.{field.name}: found {value!r}, allowed is a whole number ≥ 1")
-
-    @property
-    def cache_tokens(self) -> int:
-        """Tokens that the KV cache holds."""
-        return self.num_blocks * self.block_tokens
+__all__ = ["Chunk", "QueueFullError", "Request", "Scheduler", "SchedulerConfig", "State", "Step"]
 
 
-class State(Enum):
-    """Where a request stands."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
+_RANK = attrgetter("rank")
 
 
-class Request:
-    """What the scheduler knows of a request: counts of tokens, never the tokens themselves."""
-
-    __slots__ = (
-        "arrived_s",
-        "block_hashes",
-        "block_table",
-        "cached_tokens",
-        "computed_tokens",
-        "max_output_tokens",
-        "output_tokens",
-        "preemptions",
-        "prompt_tokens",
-        "request_id",
-        "state",
-    )
-
-    def __init__(
-        self,
-        request_id: Any,
-        prompt_tokens: int,
-        max_output_tokens: int,
-        arrived_s: float = 0.0,
-        block_hashes: Sequence[Hashable] = (),
-    ) -> None:
-        """`block_hashes`: for each full block of the prompt, the hash of everything up to its end."""
-        if prompt_tokens < 1 or max_output_tokens < 1:
-            raise InputError(
-                f"request {request_id}: {prompt_tokens} prompt and {max_output_tokens} output tokens, "
-                "allowed is at least 1 of each"
-            )
-        self.request_id = request_id
-        self.prompt_tokens = prompt_tokens
-        self.max_output_tokens = max_output_tokens
-        self.arrived_s = arrived_s
-        self.block_hashes = block_hashes
-        self.state = State.WAITING
-        self.computed_tokens = 0  # tokens whose keys and values are in the cache
-        self.output_tokens = 0  # tokens produced so far; the newest is not yet computed
-        self.cached_tokens = 0  # prompt tokens found in the prefix cache
-        self.preemptions = 0
-        self.block_table: list[int] = []
-
-    @property
-    def total_tokens(self) -> int:
-        """Tokens known so far: the prompt and what was produced."""
-        return self.prompt_tokens + self.output_tokens
-
-
-class Chunk(NamedTuple):
-    """Part of a step: `tokens` tokens of a request, `start` of whose tokens are in the cache already."""
-
-    request: Request
-    start: int
-    tokens: int
-    samples: bool  # reaches the last known token, so the step produces the next one
-
-
-class Step:
-    """One step's batch: a token of each of `decodes`, and the chunks in `prefills`."""
-
-    __slots__ = ("decodes", "prefills")
-
-    def __init__(self, decodes: list[Request], prefills: list[Chunk]) -> None:
-        self.decodes = decodes
-        self.prefills = prefills
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        """Everything in the step, decodes first."""
-        return [Chunk(r, r.computed_tokens, 1, True) for r in self.decodes] + self.prefills
-
-    @property
-    def is_pure_decode(self) -> bool:
-        """No prefill in it."""
-        return not self.prefills
-
-    @property
-    def prefill(self) -> list[tuple[int, int]]:
-        """(chunk tokens, context tokens) of each prefill chunk, as a `StepTimeModel` takes them."""
-        return [(chunk.tokens, chunk.start) for chunk in self.prefills]
-
-    @property
-    def decode_contexts(self) -> list[int]:
-        """Tokens in the cache of each decoding request, as a `StepTimeModel` takes them."""
-        return [request.computed_tokens for request in self.decodes]
+class QueueFullError(InputError):
+    """As many requests wait as may; later there is room again."""
 
 
 class Scheduler:
@@ -144,10 +39,9 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.waiting: deque[Request] = deque()
-        self.running: list[
-            Request
-        ] = []  # in order of arrival; everybody in it arrived before everybody waiting
+        self.waiting: deque[Request] = deque()  # in order of rank
+        self.running: list[Request] = []  # in order of rank
+        self._added = 0
         self._pool = BlockPool(config.num_blocks)
 
     @property
@@ -165,7 +59,20 @@ class Scheduler:
 
         Raises:
             InputError: it could never finish, not even alone in the cache.
+            QueueFullError: `max_waiting_requests` wait already.
         """
+        self.check_fit(request)
+        if len(self.waiting) == self.config.max_waiting_requests:
+            raise QueueFullError(
+                f"request {request.request_id}: {len(self.waiting)} requests wait already, allowed are "
+                f"{self.config.max_waiting_requests}"
+            )
+        self._added += 1
+        request.rank = (request.priority, request.arrived_s, self._added)
+        self._enqueue(request)
+
+    def check_fit(self, request: Request) -> None:
+        """Raise InputError for a request that could never finish, not even alone in the cache."""
         # The last token is produced but never computed, so it needs no room.
         needed = self._blocks(request.prompt_tokens + request.max_output_tokens - 1)
         if needed > self.config.num_blocks:
@@ -174,35 +81,29 @@ class Scheduler:
                 f"request {request.request_id}: {request.prompt_tokens} prompt and {request.max_output_tokens} "
                 f"output tokens need {short} tokens more than the KV cache holds ({self.config.cache_tokens})"
             )
-        self.waiting.append(request)
 
     def schedule(self) -> Step | None:
         """The next step, its blocks already held; None when there is no work."""
         budget = self.config.max_step_tokens
         decodes: list[Request] = []
         prefills: list[Chunk] = []
+        under_way: list[Request] = []  # their prompts
         position = 0
         while position < len(self.running):
             request = self.running[position]
             position += 1
             if request.computed_tokens + 1 < request.total_tokens or not request.output_tokens:
-                continue  # its prompt is still under way
-            if budget == 0 or not self._grow(request):
-                continue
-            decodes.append(request)
-            budget -= 1
-        for request in self.running:
-            if budget == 0:
-                break
-            if request.computed_tokens + 1 < request.total_tokens or not request.output_tokens:
+                under_way.append(request)
+            elif budget and self._grow(request):
+                decodes.append(request)
+                budget -= 1
+        for request in under_way:
+            if request.state is not State.RUNNING:
+                continue  # it just gave its blocks to a decode
+            budget = self._join(prefills, budget, request.rank)
+            if budget:
                 budget -= self._append_chunk(prefills, request, budget)
-        while budget and self.waiting and len(self.running) < self.config.max_running_requests:
-            request = self.waiting[0]
-            if not self._admit(request):
-                break
-            self.waiting.popleft()
-            self.running.append(request)
-            budget -= self._append_chunk(prefills, request, budget)
+        self._join(prefills, budget)
         return Step(decodes, prefills) if decodes or prefills else None
 
     def complete(self, step: Step) -> list[Request]:
@@ -294,13 +195,31 @@ class Scheduler:
         request.block_table += self._pool.take(1)
         return True
 
+    def _enqueue(self, request: Request) -> None:
+        if self.waiting and request.rank < self.waiting[-1].rank:
+            insort(self.waiting, request, key=_RANK)
+        else:
+            self.waiting.append(request)
+
+    def _join(self, prefills: list[Chunk], budget: int, before: tuple[int, float, int] | None = None) -> int:
+        """Admit who waits, those before a rank if one is given; returns what is left of the budget."""
+        waiting, running = self.waiting, self.running
+        while budget and waiting and len(running) < self.config.max_running_requests:
+            request = waiting[0]
+            if (before and request.rank > before) or not self._admit(request):
+                break
+            waiting.popleft()
+            insort(running, request, key=_RANK)
+            budget -= self._append_chunk(prefills, request, budget)
+        return budget
+
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
         self._free(request)
         request.computed_tokens = 0
         request.preemptions += 1
         request.state = State.WAITING
-        self.waiting.appendleft(request)
+        self._enqueue(request)
 
     def _admit(self, request: Request) -> bool:
         """Hold blocks for all known tokens of a waiting request, if they are free."""

@@ -1,4 +1,4 @@
-"""The batching policy: nothing lost, budgets kept, first come first served, and jumping equals stepping."""
+"""The batching policy: nothing lost, budgets kept, ranks respected, and jumping equals stepping."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.scheduler import Request, Scheduler, SchedulerConfig, State, Step
+from engine.scheduler import QueueFullError, Request, Scheduler, SchedulerConfig, State, Step
 
-Workload = list[
-    tuple[int, int, int, int]
-]  # prompt tokens, output tokens, step at which it arrives, prefix family
-WORKLOADS = st.lists(
-    st.tuples(st.integers(1, 40), st.integers(1, 30), st.integers(0, 30), st.integers(0, 2)),
-    min_size=1,
-    max_size=12,
-)
+# Of each request: prompt tokens, output tokens, step at which it arrives, prefix family, priority.
+Workload = list[tuple[int, int, int, int, int]]
+
+
+def workloads(priorities: st.SearchStrategy[int]) -> st.SearchStrategy[Workload]:
+    sizes = st.integers(1, 40), st.integers(1, 30), st.integers(0, 30), st.integers(0, 2)
+    return st.lists(st.tuples(*sizes, priorities), min_size=1, max_size=12)
+
+
+WORKLOADS = workloads(st.just(0)) | workloads(st.integers(-1, 1))
 CONFIGS = st.builds(
     SchedulerConfig,
     max_running_requests=st.integers(1, 6),
@@ -39,9 +41,9 @@ def make_requests(workload: Workload, config: SchedulerConfig) -> list[tuple[int
     """(step of arrival, request) in order of arrival; requests of one family share their first tokens."""
     arriving = sorted(enumerate(workload), key=lambda item: item[1][2])
     requests = []
-    for index, (prompt, output, when, family) in arriving:
+    for index, (prompt, output, when, family, priority) in arriving:
         hashes = [(family, block) for block in range(prompt // config.block_tokens)]
-        requests.append((when, Request(index, prompt, output, float(when), hashes)))
+        requests.append((when, Request(index, prompt, output, float(when), hashes, priority)))
     return requests
 
 
@@ -57,8 +59,16 @@ def check_step(scheduler: Scheduler, step: Step) -> None:
     assert len(held) + scheduler.free_blocks == config.num_blocks
     if not config.prefix_caching:
         assert len(held) == sum(len(request.block_table) for request in scheduler.running)
-    arrivals = [request.arrived_s for request in [*scheduler.running, *scheduler.waiting]]
-    assert arrivals == sorted(arrivals)
+    for queue in (scheduler.running, scheduler.waiting):
+        ranks = [(request.priority, request.arrived_s) for request in queue]
+        assert ranks == sorted(ranks)
+    for priority in (-1, 0, 1):  # within a priority nobody overtakes
+        arrivals = [
+            request.arrived_s
+            for request in [*scheduler.running, *scheduler.waiting]
+            if request.priority == priority
+        ]
+        assert arrivals == sorted(arrivals)
 
 
 def drive(workload: Workload, config: SchedulerConfig, *, jump: bool) -> list[tuple[object, ...]]:
@@ -102,6 +112,118 @@ def test_jumping_equals_stepping(workload: Workload, config: SchedulerConfig) ->
     assert drive(workload, config, jump=True) == drive(workload, config, jump=False)
 
 
+@settings(max_examples=150)
+@given(WORKLOADS, st.one_of(CONFIGS, TIGHT), st.data())
+def test_whoever_is_cancelled_whenever_the_others_finish(
+    workload: Workload, config: SchedulerConfig, data: st.DataObject
+) -> None:
+    scheduler = Scheduler(config)
+    requests = [request for _, request in make_requests(workload, config)]
+    tokens = dict.fromkeys(requests, 0)
+    for request in requests:
+        scheduler.add(request)
+    cancelled = set()
+    while scheduler.has_work:
+        victim = data.draw(st.none() | st.sampled_from(requests))
+        if victim is not None:
+            scheduler.finish(victim)
+            if tokens[victim] < victim.max_output_tokens:
+                cancelled.add(victim)
+        step = scheduler.schedule()
+        if step is None:
+            break
+        check_step(scheduler, step)
+        if data.draw(st.booleans()):
+            continue  # the step failed; nothing is booked, and it is planned again
+        for request in scheduler.complete(step):
+            tokens[request] += 1
+    assert scheduler.free_blocks == config.num_blocks
+    for request in requests:
+        assert request.state is State.FINISHED
+        assert request.output_tokens == tokens[request]
+        assert request in cancelled or tokens[request] == request.max_output_tokens
+
+
+@settings(max_examples=150)
+@given(WORKLOADS, st.one_of(CONFIGS, TIGHT))
+def test_the_first_in_rank_never_gives_way(workload: Workload, config: SchedulerConfig) -> None:
+    scheduler = Scheduler(config)
+    arriving = make_requests(workload, config)
+    now = 0
+    while arriving or scheduler.has_work:
+        while arriving and arriving[0][0] <= now:
+            scheduler.add(arriving.pop(0)[1])
+        before = {request: request.preemptions for request in scheduler.running}
+        step = scheduler.schedule()
+        now += 1
+        if step is None:
+            continue
+        gave_way = [r for r, preemptions in before.items() if r.preemptions > preemptions]
+        kept = [r for r in before if r not in gave_way]
+        assert all(k.rank < v.rank for k in kept for v in gave_way)
+        # Whoever has no token in this step has a rank behind all that were admitted or continue a prompt.
+        chunked = [chunk.request for chunk in step.prefills]
+        idle = [r for r in scheduler.running if r not in chunked and r not in step.decodes]
+        assert all(c.rank < r.rank for c in chunked for r in idle)
+        scheduler.complete(step)
+
+
+def run_to_end(scheduler: Scheduler) -> list[object]:
+    """Ids in the order in which they finish."""
+    finished: list[object] = []
+    while scheduler.has_work:
+        step = scheduler.schedule()
+        assert step is not None
+        finished += [r.request_id for r in scheduler.complete(step) if r.state is State.FINISHED]
+    return finished
+
+
+def test_the_urgent_go_first_and_equals_in_order_of_arrival() -> None:
+    scheduler = Scheduler(SchedulerConfig(max_running_requests=1))
+    for name, priority in [("a", 1), ("b", 0), ("c", 1), ("d", -5), ("e", 0)]:
+        scheduler.add(Request(name, 4, 2, priority=priority))
+    assert run_to_end(scheduler) == ["d", "b", "e", "a", "c"]
+
+
+def test_an_urgent_prompt_goes_before_the_rest_of_a_long_one() -> None:
+    scheduler = Scheduler(SchedulerConfig(max_step_tokens=8, block_tokens=4, num_blocks=64))
+    scheduler.add(Request("long", 40, 2))
+    scheduler.complete(scheduler.schedule())  # type: ignore[arg-type]
+    scheduler.add(Request("urgent", 6, 2, 1.0, priority=-1))
+    step = scheduler.schedule()
+    assert step is not None
+    assert [(chunk.request.request_id, chunk.tokens) for chunk in step.prefills] == [
+        ("urgent", 6),
+        ("long", 2),
+    ]
+
+
+def test_the_least_urgent_gives_way_even_if_it_came_first() -> None:
+    scheduler = Scheduler(
+        SchedulerConfig(max_step_tokens=64, block_tokens=4, num_blocks=6, prefix_caching=False)
+    )
+    early, urgent = Request("early", 8, 13, 0.0), Request("urgent", 8, 13, 1.0, priority=-1)
+    scheduler.add(early)
+    scheduler.complete(scheduler.schedule())  # type: ignore[arg-type]
+    scheduler.add(urgent)
+    assert run_to_end(scheduler) == ["urgent", "early"]
+    assert urgent.preemptions == 0
+    assert early.preemptions >= 1
+
+
+def test_a_full_queue_refuses_but_takes_back_who_gave_way() -> None:
+    config = SchedulerConfig(block_tokens=4, num_blocks=6, prefix_caching=False, max_waiting_requests=2)
+    scheduler = Scheduler(config)
+    for index in range(2):
+        scheduler.add(Request(index, 8, 13))
+    scheduler.complete(scheduler.schedule())  # type: ignore[arg-type]
+    for index in range(2, 4):
+        scheduler.add(Request(index, 8, 13))
+    with pytest.raises(QueueFullError, match="request 4: 2 requests wait already, allowed are 2"):
+        scheduler.add(Request(4, 8, 13))
+    assert run_to_end(scheduler) == [0, 1, 2, 3]
+
+
 def test_a_prompt_is_chunked_beside_decodes() -> None:
     scheduler = Scheduler(SchedulerConfig(max_step_tokens=8, block_tokens=4, num_blocks=32))
     scheduler.add(Request("first", 4, 10))
@@ -126,12 +248,7 @@ def test_the_latest_arrival_gives_way_and_keeps_its_tokens() -> None:
     early, late = Request("early", 8, 13), Request("late", 8, 13)
     scheduler.add(early)
     scheduler.add(late)
-    finished = []
-    while scheduler.has_work:
-        step = scheduler.schedule()
-        assert step is not None
-        finished += [r.request_id for r in scheduler.complete(step) if r.state is State.FINISHED]
-    assert finished == ["early", "late"]
+    assert run_to_end(scheduler) == ["early", "late"]
     assert early.preemptions == 0
     assert late.preemptions >= 1
 
@@ -170,3 +287,5 @@ def test_what_can_never_fit_is_refused_by_how_much() -> None:
         Request(2, 0, 5)
     with pytest.raises(InputError, match=r"scheduler\.num_blocks: found 0"):
         SchedulerConfig(num_blocks=0)
+    with pytest.raises(InputError, match=r"scheduler\.max_waiting_requests: found True"):
+        SchedulerConfig(max_waiting_requests=True)

@@ -1,0 +1,142 @@
+"""What the scheduler speaks of: requests by their counts of tokens, the limits of a replica, and one step's batch.
+
+No torch here: the engine and the simulator share these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, NamedTuple
+
+from engine.errors import InputError
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits of one replica."""
+
+    max_running_requests: int = 64
+    max_step_tokens: int = 512  # token budget of one step: decodes and prefill chunks together
+    block_tokens: int = 16  # tokens per KV block
+    num_blocks: int = 4096  # KV blocks of the replica
+    prefix_caching: bool = True
+    max_waiting_requests: int | None = None  # more are refused; None: no limit
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" or (field.default is None and value is None):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"scheduler.{field.name}: found {value!r}, allowed is a whole number ≥ 1")
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.block_tokens
+
+
+class State(Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Request:
+    """What the scheduler knows of a request: counts of tokens, never the tokens themselves."""
+
+    __slots__ = (
+        "arrived_s",
+        "block_hashes",
+        "block_table",
+        "cached_tokens",
+        "computed_tokens",
+        "max_output_tokens",
+        "output_tokens",
+        "preemptions",
+        "priority",
+        "prompt_tokens",
+        "rank",
+        "request_id",
+        "state",
+    )
+
+    def __init__(
+        self,
+        request_id: Any,
+        prompt_tokens: int,
+        max_output_tokens: int,
+        arrived_s: float = 0.0,
+        block_hashes: Sequence[Hashable] = (),
+        priority: int = 0,
+    ) -> None:
+        """`block_hashes`: for each full block of the prompt, the hash of everything up to its end.
+
+        `priority`: lower goes first.
+        """
+        if prompt_tokens < 1 or max_output_tokens < 1:
+            raise InputError(
+                f"request {request_id}: {prompt_tokens} prompt and {max_output_tokens} output tokens, "
+                "allowed is at least 1 of each"
+            )
+        self.request_id = request_id
+        self.prompt_tokens = prompt_tokens
+        self.max_output_tokens = max_output_tokens
+        self.arrived_s = arrived_s
+        self.block_hashes = block_hashes
+        self.priority = priority
+        self.rank: tuple[int, float, int] = (priority, arrived_s, 0)  # the scheduler counts who is added
+        self.state = State.WAITING
+        self.computed_tokens = 0  # tokens whose keys and values are in the cache
+        self.output_tokens = 0  # tokens produced so far; the newest is not yet computed
+        self.cached_tokens = 0  # prompt tokens found in the prefix cache
+        self.preemptions = 0
+        self.block_table: list[int] = []
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens known so far: the prompt and what was produced."""
+        return self.prompt_tokens + self.output_tokens
+
+
+class Chunk(NamedTuple):
+    """Part of a step: `tokens` tokens of a request, `start` of whose tokens are in the cache already."""
+
+    request: Request
+    start: int
+    tokens: int
+    samples: bool  # reaches the last known token, so the step produces the next one
+
+
+class Step:
+    """One step's batch: a token of each of `decodes`, and the chunks in `prefills`."""
+
+    __slots__ = ("decodes", "prefills")
+
+    def __init__(self, decodes: list[Request], prefills: list[Chunk]) -> None:
+        self.decodes = decodes
+        self.prefills = prefills
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Everything in the step, decodes first."""
+        return [Chunk(r, r.computed_tokens, 1, True) for r in self.decodes] + self.prefills
+
+    @property
+    def is_pure_decode(self) -> bool:
+        """No prefill in it."""
+        return not self.prefills
+
+    @property
+    def prefill(self) -> list[tuple[int, int]]:
+        """(chunk tokens, context tokens) of each prefill chunk, as a `StepTimeModel` takes them."""
+        return [(chunk.tokens, chunk.start) for chunk in self.prefills]
+
+    @property
+    def decode_contexts(self) -> list[int]:
+        """Tokens in the cache of each decoding request, as a `StepTimeModel` takes them."""
+        return [request.computed_tokens for request in self.decodes]
