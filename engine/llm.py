@@ -15,14 +15,13 @@ from typing import Any, cast
 
 import torch
 
-from engine.attention import IMPLEMENTATION
-from engine.bloom import serve_bloom
 from engine.errors import InputError
 from engine.model import DTYPES, free_bytes, load_model, load_tokenizer, shape_of
 from engine.profile import ModelShape
 from engine.runner import BatchChunk, ModelRunner
 from engine.sampling import SamplingParams, sample
 from engine.scheduler import Chunk, Request, Scheduler, SchedulerConfig, State
+from engine.support import require_servable
 
 _BLOCK_TOKENS = 16
 _MOST_CACHE_TOKENS_CPU = 32_768  # more than the batch of a CPU ever fills
@@ -101,15 +100,7 @@ class LLM:
             InputError: no such model or device, an architecture that can't be served, too little memory.
         """
         self.model = load_model(model, dtype, device, seed)
-        if self.model.config.model_type == "bloom":
-            serve_bloom(self.model)
-        elif self.model._supports_attention_backend:
-            self.model.set_attn_implementation(IMPLEMENTATION)
-        else:
-            raise InputError(
-                f"model {model!r}: {type(self.model).__name__} can't be served: its attention does not go "
-                "through transformers' AttentionInterface"
-            )
+        require_servable(self.model, model)
         self.shape: ModelShape = shape_of(self.model, model, dtype)
         self.tokenizer: Any = None
         if not model.endswith("@dummy") or self.shape.vocab_size >= 49_152:

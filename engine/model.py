@@ -109,7 +109,7 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", seed: int
     if name.endswith("@dummy"):
         model = _random_model(name.removesuffix("@dummy"), DTYPES[dtype], device, seed)
     else:
-        with _quiet(), _explained(name):
+        with quiet(), _explained(name):
             model = AutoModelForCausalLM.from_pretrained(_source(name), dtype=DTYPES[dtype])
     return model.to(device).eval()
 
@@ -122,7 +122,7 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with _quiet(), _explained(name):
+    with quiet(), _explained(name):
         return AutoTokenizer.from_pretrained(_source(BUNDLED if name.endswith("@dummy") else name))
 
 
@@ -241,7 +241,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # The GGUF reader draws its own progress bar, whatever transformers was told.
-    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
         where, file = str(gguf.parent), gguf.name
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
         model = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.float32)
@@ -270,7 +270,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the loaders' progress bars, advice and retries off the terminal."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
