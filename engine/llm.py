@@ -2,25 +2,28 @@
 
 `step` is the whole engine: the scheduler says what runs, the runner runs it, one token is picked for each request
 whose known tokens are all computed, and the scheduler books what happened. Requests join and leave at any step.
+The n samples of a prompt are n requests; the others join when the first has its first token, so that they find the
+prompt's full blocks in the prefix cache instead of computing them again.
 """
 
 from __future__ import annotations
 
-import hashlib
+import heapq
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, cast
 
-import torch
-
+from engine.batch import Request, SchedulerConfig
 from engine.errors import InputError
 from engine.model import DTYPES, free_bytes, load_model, load_tokenizer, shape_of
 from engine.profile import ModelShape
+from engine.request import Generation, RequestMetrics, RequestOutput, block_hashes
 from engine.runner import BatchChunk, ModelRunner
-from engine.sampling import SamplingParams, sample
-from engine.scheduler import Chunk, Request, Scheduler, SchedulerConfig, State
+from engine.sampling import SamplingParams, SamplingState, random_key, sample, token_logprobs
+from engine.scheduler import Scheduler
 from engine.support import require_servable
 
 _BLOCK_TOKENS = 16
@@ -28,45 +31,6 @@ _MOST_CACHE_TOKENS_CPU = 32_768  # more than the batch of a CPU ever fills
 _FREE_MEMORY_SHARE = {"cpu": 0.3, "cuda": 0.8}
 
 Prompt = str | list[int]
-
-
-@dataclass
-class RequestMetrics:
-    """When things happened to a request, in seconds of `time.perf_counter`, and what the scheduler saw."""
-
-    arrived_s: float
-    first_token_s: float | None = None
-    finished_s: float | None = None
-    cached_tokens: int = 0
-    preemptions: int = 0
-
-
-@dataclass
-class RequestOutput:
-    """A request and what it has produced so far; `finish_reason` is "stop", "length", or None while it runs."""
-
-    request_id: int
-    prompt_token_ids: list[int]
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str | None = None
-    metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(0.0))
-
-
-@dataclass
-class _Sequence:
-    request: Request
-    params: SamplingParams
-    output: RequestOutput
-    generator: torch.Generator | None
-
-    def tokens(self, chunk: Chunk) -> list[int]:
-        start, end, prompt = chunk.start, chunk.start + chunk.tokens, self.output.prompt_token_ids
-        if end <= len(prompt):
-            return prompt[start:end]
-        if chunk.tokens == 1:
-            return [self.output.token_ids[start - len(prompt)]]
-        return (prompt + self.output.token_ids)[start:end]
 
 
 class LLM:
@@ -82,6 +46,7 @@ class LLM:
         max_step_tokens: int = 512,
         kv_cache_tokens: int | None = None,
         prefix_caching: bool = True,
+        max_waiting_requests: int | None = None,
         seed: int = 0,
     ) -> None:
         """Load `model` (see `engine.model`) and allocate its KV cache.
@@ -94,6 +59,7 @@ class LLM:
             max_step_tokens: token budget of one step, decodes and prompt chunks together.
             kv_cache_tokens: tokens that the KV cache holds; None takes a share of the free memory.
             prefix_caching: share the blocks of equal prompt beginnings.
+            max_waiting_requests: more than that are refused; None is no limit.
             seed: of the random weights of "NAME@dummy", and of requests without their own.
 
         Raises:
@@ -111,23 +77,32 @@ class LLM:
             block_tokens=_BLOCK_TOKENS,
             num_blocks=_cache_blocks(self.shape, device, max_running_requests, kv_cache_tokens),
             prefix_caching=prefix_caching,
+            max_waiting_requests=max_waiting_requests,
         )
         self.scheduler = Scheduler(self.config)
         self.runner = ModelRunner(self.model, self.shape, self.config, device, DTYPES[dtype])
         self.seed = seed
         self._ids = itertools.count()
-        self._sequences: dict[Any, _Sequence] = {}
+        self._generations: dict[Any, Generation] = {}  # that the scheduler knows, by request id
+        self._deadlines: list[tuple[float, int]] = []  # a heap of (time, request id)
         self._end_tokens = _end_tokens(self.model)
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> list[RequestOutput]:
-        """Finish all prompts (texts, or lists of token ids), batched; outputs in the order of the prompts.
+        """Finish all prompts (texts, or lists of token ids), batched; one output per prompt, in their order.
+
+        With n > 1 the output is the first sample, and its `samples` are all of them. Nothing stays queued if this
+        is left by an error or by Ctrl-C. `priority` and `timeout_s` as for `add_request`.
 
         Raises:
-            InputError: an empty or too long prompt, a token id outside the vocabulary, params of another length.
+            InputError: an empty or too long prompt, a token id outside the vocabulary, params of another length,
+                more prompts than may wait. Bad input is found before anything runs.
         """
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         batch = cast("list[Prompt]", [prompts] if alone else list(prompts))
@@ -136,10 +111,19 @@ class LLM:
             raise InputError(
                 f"params: found {len(each)} for {len(batch)} prompts; allowed is one, or one each"
             )
-        ids = [self.add_request(prompt, its) for prompt, its in zip(batch, each, strict=True)]
-        wanted = [self._sequences[request_id].output for request_id in ids]
-        while any(output.finish_reason is None for output in wanted):
-            self.step()
+        prepared = [
+            self._prepare(prompt, its, priority, timeout_s) for prompt, its in zip(batch, each, strict=True)
+        ]
+        wanted = [generation.output for generation in prepared]
+        try:
+            for generation in prepared:
+                self._enqueue(generation)
+            for output in wanted:
+                while any(sample.finish_reason is None for sample in output.samples):
+                    self.step()
+        finally:
+            for output in wanted:
+                self.cancel(output.request_id)
         return wanted
 
     def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> RequestOutput:
@@ -157,110 +141,164 @@ class LLM:
         text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
-        """Yield the request's output after each token; leaving the loop early cancels it."""
-        request_id = self.add_request(prompt, params)
-        output = self._sequences[request_id].output
-        try:
-            while output.finish_reason is None:
-                if any(progressed is output for progressed in self.step()):
-                    output.text = self._decode(output.token_ids) if self.tokenizer else ""
-                    yield output
-        finally:
-            self.cancel(request_id)
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Yield the request's output after each token (of any of its samples); leaving the loop cancels it.
 
-    def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
-        """Queue a prompt and give its id; `step` then moves it on (see `generate` for the errors)."""
+        `text` only grows: half a character, and what may become a stop string, are held back.
+        """
+        generation = self._prepare(prompt, params, priority, timeout_s, streams=True)
+        samples = generation.output.samples
+        try:
+            self._enqueue(generation)
+            while any(output.finish_reason is None for output in samples):
+                for progressed in self.step():
+                    if any(progressed is output for output in samples):
+                        yield progressed
+        finally:
+            self.cancel(generation.output.request_id)
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        streams: bool = False,
+    ) -> int:
+        """Queue a prompt and give its id; `step` then moves it on (see `generate` for the errors).
+
+        Args:
+            prompt: text or token ids.
+            params: what to sample.
+            priority: lower goes first (see `engine.scheduler` for what that promises).
+            timeout_s: seconds from now until it is given up, with the tokens that it has by then.
+            streams: keep the output's text up to date while it runs.
+
+        Raises:
+            QueueFullError: `max_waiting_requests` wait already.
+        """
+        generation = self._prepare(prompt, params, priority, timeout_s, streams)
+        self._enqueue(generation)
+        return generation.output.request_id
+
+    def step(self) -> list[RequestOutput]:
+        """Run one batch; gives the outputs that got a token or timed out. Nothing to do gives an empty list."""
+        late = self._drop_late()
+        step = self.scheduler.schedule()
+        if step is None:
+            return late
+        chunks = step.chunks
+        generations = [self._generations[chunk.request.request_id] for chunk in chunks]
+        logits = self.runner.run(
+            [
+                BatchChunk(generation.tokens(chunk), chunk.start, chunk.request.block_table, chunk.samples)
+                for chunk, generation in zip(chunks, generations, strict=True)
+            ]
+        )
+        sampling = [g for g, chunk in zip(generations, chunks, strict=True) if chunk.samples]
+        states = [generation.state for generation in sampling]
+        tokens = sample(logits, states) if states else []
+        logprobs = token_logprobs(logits, states, tokens)
+        self.scheduler.complete(step)
+        now_s = time.perf_counter()
+        for generation, token, its in zip(sampling, tokens, logprobs, strict=True):
+            if generation.append(token, its, now_s):
+                self.scheduler.finish(generation.request)
+                del self._generations[generation.output.request_id]
+            if generation.held:
+                self._release_held(generation)
+        return late + [generation.output for generation in sampling]
+
+    def cancel(self, request_id: int) -> None:
+        """Drop a request with all its samples and free its blocks at once; what has finished is left alone."""
+        self._drop(request_id, "cancelled")
+
+    def _prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        priority: int,
+        timeout_s: float | None,
+        streams: bool = False,
+    ) -> Generation:
+        """Check everything about a request, and make it without queueing it."""
         params = params or SamplingParams()
+        params.check_vocabulary(self.shape.vocab_size)
+        if params.stop and self.tokenizer is None:
+            raise InputError(f"model {self.shape.name!r} has no tokenizer: give stop_token_ids, not stop")
+        if isinstance(priority, bool) or not isinstance(priority, Integral):
+            raise InputError(f"priority: found {priority!r}, allowed is a whole number")
+        number = isinstance(timeout_s, Real) and not isinstance(timeout_s, bool)
+        if timeout_s is not None and not (number and 0 < timeout_s < math.inf):
+            raise InputError(f"timeout_s: found {timeout_s!r}, allowed is a number of seconds > 0")
         token_ids = self._encode(prompt)
-        request_id = next(self._ids)
         total = len(token_ids) + params.max_tokens
+        first = next(self._ids)
         if total > self.shape.max_context_tokens:
             raise InputError(
-                f"request {request_id}: {len(token_ids)} prompt and {params.max_tokens} output tokens are "
+                f"request {first}: {len(token_ids)} prompt and {params.max_tokens} output tokens are "
                 f"{total - self.shape.max_context_tokens} more than the model's context "
                 f"({self.shape.max_context_tokens})"
             )
-        request = Request(
-            request_id,
-            len(token_ids),
-            params.max_tokens,
-            time.perf_counter(),
-            _block_hashes(token_ids, self.config.block_tokens) if self.config.prefix_caching else (),
-        )
-        self.scheduler.add(request)
-        generator = None
-        if params.temperature > 0:
-            generator = torch.Generator(self.runner.device)
-            generator.manual_seed(params.seed if params.seed is not None else hash((self.seed, request_id)))
-        output = RequestOutput(request_id, token_ids, metrics=RequestMetrics(request.arrived_s))
-        self._sequences[request_id] = _Sequence(request, params, output, generator)
-        return request_id
+        now_s = time.perf_counter()
+        hashes = block_hashes(token_ids, self.config.block_tokens) if self.config.prefix_caching else ()
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._end_tokens)}
+        made = []
+        for index in range(params.n):
+            request_id = next(self._ids) if index else first
+            request = Request(request_id, len(token_ids), params.max_tokens, now_s, hashes, priority)
+            seed = (self.seed, first) if params.seed is None else (params.seed,)
+            output = RequestOutput(request_id, token_ids, metrics=RequestMetrics(now_s))
+            if params.logprobs is not None:
+                output.logprobs, output.cumulative_logprob = [], 0.0
+            state = SamplingState(params, random_key(seed, index), token_ids, output.token_ids, tuple(ends))
+            deadline_s = None if timeout_s is None else now_s + timeout_s
+            made.append(Generation(request, state, output, self.tokenizer, first, streams, deadline_s))
+        self.scheduler.check_fit(made[0].request)
+        made[0].held = made[1:]
+        made[0].output.others = [generation.output for generation in made[1:]]
+        return made[0]
 
-    def step(self) -> list[RequestOutput]:
-        """Run one batch; gives the outputs that got a token. Nothing to do gives an empty list."""
-        step = self.scheduler.schedule()
-        if step is None:
-            return []
-        chunks = step.chunks
-        sequences = [self._sequences[chunk.request.request_id] for chunk in chunks]
-        logits = self.runner.run(
-            [
-                BatchChunk(sequence.tokens(chunk), chunk.start, chunk.request.block_table, chunk.samples)
-                for chunk, sequence in zip(chunks, sequences, strict=True)
-            ]
-        )
-        sampling = [s for s, chunk in zip(sequences, chunks, strict=True) if chunk.samples]
-        tokens = self._pick(logits, sampling)
-        self.scheduler.complete(step)
-        now = time.perf_counter()
-        for sequence, token in zip(sampling, tokens, strict=True):
-            self._append(sequence, token, now)
-        return [sequence.output for sequence in sampling]
+    def _enqueue(self, generation: Generation) -> None:
+        is_first = generation.first_id == generation.output.request_id
+        self.scheduler.add(generation.request, counts=is_first)
+        self._generations[generation.request.request_id] = generation
+        if generation.deadline_s is not None:
+            heapq.heappush(self._deadlines, (generation.deadline_s, generation.output.request_id))
+        if not self.config.prefix_caching:
+            self._release_held(generation)
 
-    def cancel(self, request_id: int) -> None:
-        """Drop a request and free its blocks at once; one that has finished already is left alone."""
-        sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
-            self.scheduler.finish(sequence.request)
+    def _release_held(self, generation: Generation) -> None:
+        """Queue the other samples of a prompt, at the place of its arrival."""
+        held, generation.held = generation.held, []
+        for other in held:
+            self._enqueue(other)
 
-    def _pick(self, logits: torch.Tensor, sequences: list[_Sequence]) -> list[int]:
-        greedy = logits.argmax(dim=-1).tolist()  # one transfer for the whole batch
-        return [
-            sample(logits[row], s.params, s.generator) if s.params.temperature else token
-            for row, (s, token) in enumerate(zip(sequences, greedy, strict=True))
-        ]
+    def _drop_late(self) -> list[RequestOutput]:
+        late: list[RequestOutput] = []
+        while self._deadlines and self._deadlines[0][0] <= time.perf_counter():
+            late += self._drop(heapq.heappop(self._deadlines)[1], "timeout")
+        return late
 
-    def _append(self, sequence: _Sequence, token: int, now: float) -> None:
-        request, params, output = sequence.request, sequence.params, sequence.output
-        output.token_ids.append(token)
-        if output.metrics.first_token_s is None:
-            output.metrics.first_token_s = now
-        ends = token in params.stop_token_ids or (token in self._end_tokens and not params.ignore_eos)
-        cut = self._stop_string(output.token_ids, params)
-        if ends or cut is not None:
-            output.finish_reason = "stop"
-            self.scheduler.finish(request)
-        elif request.state is State.FINISHED:
-            output.finish_reason = "length"
-        else:
-            return
-        output.text = cut if cut is not None else self._decode(output.token_ids) if self.tokenizer else ""
-        output.metrics.finished_s = now
-        output.metrics.cached_tokens = request.cached_tokens
-        output.metrics.preemptions = request.preemptions
-        del self._sequences[output.request_id]
-
-    def _stop_string(self, token_ids: list[int], params: SamplingParams) -> str | None:
-        """The text before the first stop string, None if there is none yet."""
-        if not params.stop or self.tokenizer is None:
-            return None
-        text = self._decode(token_ids)
-        found = [text.find(stop) for stop in params.stop]
-        return text[: min(at for at in found if at >= 0)] if max(found) >= 0 else None
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+    def _drop(self, request_id: int, reason: str) -> list[RequestOutput]:
+        """Take a request and its samples out, in whatever state; gives the outputs that this ended."""
+        now_s = time.perf_counter()
+        queued = [g for g in self._generations.values() if request_id in (g.output.request_id, g.first_id)]
+        for generation in queued:
+            self.scheduler.finish(generation.request)
+            del self._generations[generation.output.request_id]
+        dropped = [generation for first in queued for generation in (first, *first.held)]
+        for generation in dropped:
+            generation.finish(reason, now_s)
+        return [generation.output for generation in dropped]
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -275,17 +313,6 @@ class LLM:
                     f"prompt: found token {token!r}, allowed are 0 to {self.shape.vocab_size - 1}"
                 )
         return list(prompt)
-
-
-def _block_hashes(token_ids: Sequence[int], block_tokens: int) -> list[bytes]:
-    """For each full block of a prompt, a hash of everything up to its end."""
-    hashes: list[bytes] = []
-    previous = b""
-    for end in range(block_tokens, len(token_ids) + 1, block_tokens):
-        block = b"".join(token.to_bytes(4, "little") for token in token_ids[end - block_tokens : end])
-        previous = hashlib.blake2b(previous + block, digest_size=16).digest()
-        hashes.append(previous)
-    return hashes
 
 
 def _end_tokens(model: Any) -> set[int]:

@@ -54,18 +54,18 @@ class Scheduler:
         """KV blocks that nobody holds."""
         return self._pool.free_blocks
 
-    def add(self, request: Request) -> None:
-        """Queue a request.
+    def add(self, request: Request, *, counts: bool = True) -> None:
+        """Queue a request; one that doesn't count (another sample of one that was let in) finds no queue too full.
 
         Raises:
             InputError: it could never finish, not even alone in the cache.
             QueueFullError: `max_waiting_requests` wait already.
         """
         self.check_fit(request)
-        if len(self.waiting) == self.config.max_waiting_requests:
+        most = self.config.max_waiting_requests
+        if counts and most is not None and len(self.waiting) >= most:
             raise QueueFullError(
-                f"request {request.request_id}: {len(self.waiting)} requests wait already, allowed are "
-                f"{self.config.max_waiting_requests}"
+                f"request {request.request_id}: {len(self.waiting)} requests wait already, allowed are {most}"
             )
         self._added += 1
         request.rank = (request.priority, request.arrived_s, self._added)
