@@ -177,14 +177,15 @@ def _draw(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor
     heat = torch.tensor([[state.params.temperature] for state in states], device=device)
     scores = logits.float()
     # With the highest at 0, no temperature is too low for floating point.
-    scores = (scores - scores.amax(dim=-1, keepdim=True)) / heat.clamp_min(torch.finfo(torch.float32).tiny)
+    scores = scores - scores.amax(dim=-1, keepdim=True)
+    scores.div_(heat.clamp_min(torch.finfo(torch.float32).tiny))
     cut = [row for row, state in enumerate(states) if _cuts(state.params)]
     if len(cut) == len(states):
         scores = _cut(scores, [state.params for state in states])
     elif cut:
         scores[cut] = _cut(scores[cut], [states[row].params for row in cut])
     # In the order of the vocabulary, which, unlike an order by score, small errors don't change.
-    passed = scores.softmax(dim=-1).cumsum(dim=-1)
+    passed = scores.exp_().cumsum_(dim=-1)
     total = passed[:, -1:]
     numbers = [[uniform(state.key, len(state.output_token_ids))] for state in states]
     at = (torch.tensor(numbers, dtype=torch.float64, device=device) * total).float()
@@ -227,7 +228,8 @@ def _lowest_kept(scores: torch.Tensor, params: Sequence[SamplingParams], width: 
     if width < vocab:
         wider = ((count == width) & (shares < 1) & (ks > width)).squeeze(1).nonzero().squeeze(1).tolist()
         if wider:
-            lowest[wider] = _lowest_kept(scores[wider], [params[row] for row in wider], vocab)
+            more = min(8 * width, vocab)
+            lowest[wider] = _lowest_kept(scores[wider], [params[row] for row in wider], more)
     return lowest
 
 

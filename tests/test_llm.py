@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -166,6 +170,172 @@ def test_streaming_yields_each_token_and_leaving_frees_the_blocks() -> None:
     assert llm.scheduler.free_blocks == llm.config.num_blocks
 
 
+def test_streamed_text_only_grows_to_the_text_at_once(smollm2: LLM) -> None:
+    params = SamplingParams(max_tokens=24, stop=["village of", "fish and"])
+    texts = [out.text for out in smollm2.stream(PROMPTS[1], params)]
+    assert all(after.startswith(before) for before, after in pairwise(texts))
+    assert len(set(texts)) > 10
+    out = smollm2.generate(PROMPTS[1], params)[0]
+    assert texts[-1] == out.text
+    decoded = smollm2.tokenizer.decode(out.token_ids, skip_special_tokens=True)
+    cut = min((at for at in map(decoded.find, params.stop) if at >= 0), default=len(decoded))
+    assert out.text == decoded[:cut]
+
+
+def test_a_stop_string_counts_only_after_min_tokens(smollm2: LLM, expected: list[list[int]]) -> None:
+    first = smollm2.tokenizer.decode(expected[1][:3])
+    stop = first.split()[0]
+    short = smollm2.generate(PROMPTS[1], SamplingParams(max_tokens=24, stop=stop))[0]
+    long = smollm2.generate(PROMPTS[1], SamplingParams(max_tokens=24, stop=stop, min_tokens=12))[0]
+    assert len(short.token_ids) < 12 <= len(long.token_ids)
+    assert stop in long.text
+
+
+def test_logprobs_are_those_of_transformers(smollm2: LLM, expected: list[list[int]]) -> None:
+    outs = smollm2.generate(PROMPTS[:2], [SamplingParams(max_tokens=24), SamplingParams(24, logprobs=2)])
+    assert outs[0].logprobs is None
+    out = outs[1]
+    assert out.logprobs is not None
+    with torch.inference_mode():
+        logits = load_model("smollm2-135m")(torch.tensor([out.prompt_token_ids + out.token_ids])).logits[0]
+    wanted = logits[len(out.prompt_token_ids) - 1 : -1].log_softmax(-1)
+    chosen = wanted.gather(1, torch.tensor(out.token_ids)[:, None])[:, 0]
+    assert [its.token_id for its in out.logprobs] == expected[1]
+    assert [its.logprob for its in out.logprobs] == pytest.approx(chosen.tolist(), abs=1e-3)
+    assert out.cumulative_logprob == pytest.approx(float(chosen.sum()), abs=1e-2)
+    for its, row in zip(out.logprobs, wanted, strict=True):
+        best = row.topk(2)
+        assert list(its.top) == best.indices.tolist()
+        assert list(its.top.values()) == pytest.approx(best.values.tolist(), abs=1e-3)
+
+
+def test_repetition_penalty_equals_transformers(smollm2: LLM) -> None:
+    ids = smollm2.tokenizer(PROMPTS[3], return_tensors="pt")
+    out = load_model("smollm2-135m").generate(
+        **ids, max_new_tokens=24, do_sample=False, repetition_penalty=1.3
+    )
+    params = SamplingParams(max_tokens=24, repetition_penalty=1.3)
+    assert smollm2.generate(PROMPTS[3], params)[0].token_ids == out[0, ids["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_samples_share_the_prompt_and_are_what_they_are_alone(prefix_caching: bool) -> None:
+    llm = LLM("llama-tiny@dummy", kv_cache_tokens=1024, prefix_caching=prefix_caching)
+    prompt = [random.Random(1).randrange(512) for _ in range(70)]
+    params = SamplingParams(max_tokens=8, temperature=1.0, ignore_eos=True, seed=3, n=4)
+    out = llm.generate(prompt, params)[0]
+    assert [sample.metrics.cached_tokens for sample in out.samples] == (
+        [0, 64, 64, 64] if prefix_caching else [0] * 4
+    )
+    assert out.samples[0] is out
+    assert len({tuple(sample.token_ids) for sample in out.samples}) == 4
+    assert all(sample.finish_reason == "length" for sample in out.samples)
+    alone = llm.generate(prompt, replace(params, n=1))[0]
+    assert alone.token_ids == out.token_ids
+    assert alone.samples == [alone]
+    assert [s.token_ids for s in llm.generate(prompt, params)[0].samples] == [
+        s.token_ids for s in out.samples
+    ]
+    assert llm.scheduler.free_blocks == llm.config.num_blocks
+
+
+def test_a_seed_outlives_chunks_and_preemption() -> None:
+    prompts = random_prompts(6, 60)
+    params = [
+        SamplingParams(max_tokens=30, temperature=0.8, top_p=0.95, seed=seed, ignore_eos=True)
+        for seed in range(6)
+    ]
+    wide = LLM("llama-tiny@dummy", kv_cache_tokens=2048)
+    wanted = [wide.generate(prompt, its)[0].token_ids for prompt, its in zip(prompts, params, strict=True)]
+    tight = LLM("llama-tiny@dummy", max_step_tokens=24, kv_cache_tokens=128)
+    outs = tight.generate(prompts, params)
+    assert sum(out.metrics.preemptions for out in outs) > 0
+    assert [out.token_ids for out in outs] == wanted
+
+
+def test_without_a_seed_requests_differ_and_the_engine_repeats() -> None:
+    params = SamplingParams(max_tokens=8, temperature=1.0, ignore_eos=True)
+    runs = [LLM("llama-tiny@dummy", kv_cache_tokens=256).generate([[1, 2, 3]] * 2, params) for _ in range(2)]
+    first, again = [[out.token_ids for out in outs] for outs in runs]
+    assert first == again
+    assert first[0] != first[1]
+
+
+def test_the_urgent_request_is_first() -> None:
+    llm = LLM("llama-tiny@dummy", kv_cache_tokens=512, max_running_requests=1)
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    ids = [llm.add_request([1, 2, 3], params, priority=priority) for priority in (1, 0, 1, -1)]
+    finished = []
+    while llm.scheduler.has_work:
+        finished += [out.request_id for out in llm.step() if out.finish_reason]
+    assert finished == [ids[3], ids[1], ids[0], ids[2]]
+
+
+def test_nothing_stays_queued_after_an_error() -> None:
+    llm = LLM("llama-tiny@dummy", kv_cache_tokens=512, max_waiting_requests=3)
+    params = SamplingParams(max_tokens=20, ignore_eos=True, n=2)
+    with pytest.raises(InputError, match="found token 512"):
+        llm.generate([[1, 2], [512]], params)
+    with pytest.raises(InputError, match="3 requests wait already, allowed are 3"):
+        llm.generate([[1, 2]] * 4, params)
+    assert not llm.scheduler.has_work
+    steps = []
+
+    def interrupt(chunks: object) -> torch.Tensor:
+        steps.append(chunks)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return run(chunks)  # type: ignore[arg-type]
+
+    run = llm.runner.run
+    llm.runner.run = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([[1, 2], [3]], params)
+    llm.runner.run = run  # type: ignore[method-assign]
+    assert not llm.scheduler.has_work
+    assert llm.scheduler.free_blocks == llm.config.num_blocks
+    assert [out.finish_reason for out in llm.generate([[1, 2], [3]], params)] == ["length"] * 2
+
+
+def test_cancelling_takes_all_samples_out_in_any_state() -> None:
+    llm = LLM("llama-tiny@dummy", kv_cache_tokens=512)
+    params = SamplingParams(max_tokens=20, ignore_eos=True, n=3)
+    for steps in (0, 1, 3):
+        outputs = {}
+        request_id = llm.add_request([1, 2, 3], params)
+        for _ in range(steps):
+            outputs |= {out.request_id: out for out in llm.step()}
+        llm.cancel(request_id)
+        assert not llm.scheduler.has_work
+        assert llm.scheduler.free_blocks == llm.config.num_blocks
+        assert llm.step() == []
+        assert all(out.finish_reason == "cancelled" for out in outputs.values())
+        assert len(outputs) == (0 if not steps else 1 if steps == 1 else 3)
+    llm.cancel(request_id)
+
+
+def test_a_request_that_takes_too_long_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM("llama-tiny@dummy", kv_cache_tokens=512)
+    params = SamplingParams(max_tokens=40, ignore_eos=True, n=2)
+    llm.add_request([1, 2], params, timeout_s=1000)
+    llm.add_request([3, 4], params, timeout_s=10_000)
+    for _ in range(5):
+        llm.step()
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 2000)
+    progressed = llm.step()
+    assert [
+        (out.finish_reason, len(out.token_ids)) for out in progressed if out.prompt_token_ids == [1, 2]
+    ] == [
+        ("timeout", 5),
+        ("timeout", 4),
+    ]
+    while llm.scheduler.has_work:
+        progressed = llm.step()
+    assert progressed[-1].finish_reason == "length"
+    assert llm.scheduler.free_blocks == llm.config.num_blocks
+
+
 def test_bad_requests_are_named() -> None:
     llm = LLM("llama-tiny@dummy", kv_cache_tokens=64)
     with pytest.raises(InputError, match="no tokens"):
@@ -183,6 +353,15 @@ def test_bad_requests_are_named() -> None:
     for bad in ({"temperature": -1}, {"top_p": 0}, {"max_tokens": 0}, {"top_k": -1}, {"stop": [""]}):
         with pytest.raises(InputError, match=next(iter(bad))):
             SamplingParams(**bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no tokenizer: give stop_token_ids"):
+        llm.generate([1], SamplingParams(stop="x"))
+    with pytest.raises(InputError, match="logit_bias: found token 512"):
+        llm.generate([1], SamplingParams(logit_bias={512: 1}))
+    with pytest.raises(InputError, match="priority: found True, allowed is a whole number"):
+        llm.generate([1], priority=True)
+    for timeout_s in (0, math.nan, "1"):
+        with pytest.raises(InputError, match="timeout_s: found"):
+            llm.generate([1], timeout_s=timeout_s)  # type: ignore[arg-type]
     assert not llm.scheduler.has_work
 
 
