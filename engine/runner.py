@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.attention import PagedCache, PrefillChunk, StepPlan, attending, group_decodes
+from engine.linear import pack_linears
 from engine.profile import ModelShape
 from engine.scheduler import SchedulerConfig
 
@@ -22,7 +23,7 @@ class BatchChunk:
     token_ids: Sequence[int]
     start: int
     block_table: Sequence[int]
-    sample: bool = True  # whether the logits after the last token are wanted
+    sample: int = 1  # how many of the last tokens' logits are wanted
 
 
 class ModelRunner:
@@ -31,6 +32,8 @@ class ModelRunner:
     def __init__(
         self, model: Any, shape: ModelShape, config: SchedulerConfig, device: str, dtype: torch.dtype
     ) -> None:
+        if device == "cpu":
+            pack_linears(model)
         self.model = model
         self.config = config
         self.device = torch.device(device)
@@ -45,18 +48,23 @@ class ModelRunner:
     def run(self, chunks: Sequence[BatchChunk]) -> torch.Tensor:
         """Run all chunks in one forward pass.
 
-        Returns the logits [chunks with sample, vocab] after the last token of each chunk that samples; only these
-        positions are projected to the vocabulary.
+        Returns the logits [Σ sample, vocab] after the last tokens of each chunk that samples, in the order of the
+        chunks; only these positions are projected to the vocabulary.
         """
+        # In the packed batch decodes come first, by length: those that attend together are neighbours.
+        order = sorted(range(len(chunks)), key=lambda i: _packing_key(chunks[i]))
         tokens: list[int] = []
         positions: list[int] = []
-        wanted: list[int] = []
-        for chunk in chunks:
+        ends = [0] * len(chunks)
+        for i in order:
+            chunk = chunks[i]
             tokens += chunk.token_ids
             positions += range(chunk.start, chunk.start + len(chunk.token_ids))
-            if chunk.sample:
-                wanted.append(len(tokens) - 1)
-        with attending(self._plan(chunks)):
+            ends[i] = len(tokens)
+        wanted = [
+            row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - chunk.sample, end)
+        ]
+        with attending(self._plan([chunks[i] for i in order])):
             output = self.model(
                 input_ids=self._rows(tokens).unsqueeze(0),
                 position_ids=self._rows(positions).unsqueeze(0),
@@ -80,21 +88,18 @@ class ModelRunner:
     def _plan(self, chunks: Sequence[BatchChunk]) -> StepPlan:
         size = self.config.block_tokens
         slots: list[int] = []
-        rows: list[int] = []
         decodes: list[BatchChunk] = []
         prefills: list[PrefillChunk] = []
         for chunk in chunks:
             count = len(chunk.token_ids)
             table = chunk.block_table
             if count == 1:
-                rows.append(len(slots))
                 decodes.append(chunk)
             else:
                 blocks = self._tensor(table[: -(-(chunk.start + count) // size)])
                 prefills.append(PrefillChunk(len(slots), count, chunk.start, blocks))
             slots += [table[p // size] * size + p % size for p in range(chunk.start, chunk.start + count)]
         groups = group_decodes(
-            rows,
             [chunk.block_table[: chunk.start // size + 1] for chunk in decodes],
             [chunk.start for chunk in decodes],
             self.cache,
@@ -103,3 +108,8 @@ class ModelRunner:
 
     def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+
+def _packing_key(chunk: BatchChunk) -> tuple[bool, int]:
+    decodes = len(chunk.token_ids) == 1
+    return (not decodes, chunk.start if decodes else 0)
