@@ -218,7 +218,10 @@ class LLM:
         return late + [generation.output for generation in sampling]
 
     def cancel(self, request_id: int) -> None:
-        """Drop a request with all its samples and free its blocks at once; what has finished is left alone."""
+        """Drop a request and free its blocks at once; what has finished is left alone.
+
+        The id that `add_request` gave stands for all samples of its prompt, that of a further sample for itself.
+        """
         self._drop(request_id, "cancelled")
 
     def _prepare(
@@ -280,7 +283,8 @@ class LLM:
         """Queue the other samples of a prompt, at the place of its arrival."""
         held, generation.held = generation.held, []
         for other in held:
-            self._enqueue(other)
+            if other.output.finish_reason is None:  # not cancelled meanwhile
+                self._enqueue(other)
 
     def _drop_late(self) -> list[RequestOutput]:
         late: list[RequestOutput] = []
@@ -291,12 +295,11 @@ class LLM:
     def _drop(self, request_id: int, reason: str) -> list[RequestOutput]:
         """Take a request and its samples out, in whatever state; gives the outputs that this ended."""
         now_s = time.perf_counter()
-        queued = [g for g in self._generations.values() if request_id in (g.output.request_id, g.first_id)]
-        for generation in queued:
-            self.scheduler.finish(generation.request)
-            del self._generations[generation.output.request_id]
-        dropped = [generation for first in queued for generation in (first, *first.held)]
+        everybody = [each for known in self._generations.values() for each in (known, *known.held)]
+        dropped = [each for each in everybody if request_id in (each.output.request_id, each.first_id)]
         for generation in dropped:
+            if self._generations.pop(generation.output.request_id, None):
+                self.scheduler.finish(generation.request)
             generation.finish(reason, now_s)
         return [generation.output for generation in dropped]
 

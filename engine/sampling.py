@@ -190,7 +190,8 @@ def _draw(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor
     numbers = [[uniform(state.key, len(state.output_token_ids))] for state in states]
     at = (torch.tensor(numbers, dtype=torch.float64, device=device) * total).float()
     at = torch.minimum(at, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(passed, at, right=True).squeeze(1)
+    tokens = torch.searchsorted(passed, at, right=True).squeeze(1)
+    return tokens.clamp_max(logits.shape[1] - 1)  # even if the model gave NaN
 
 
 def _cuts(params: SamplingParams) -> bool:

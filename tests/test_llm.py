@@ -171,8 +171,9 @@ def test_streaming_yields_each_token_and_leaving_frees_the_blocks() -> None:
 
 
 def test_streamed_text_only_grows_to_the_text_at_once(smollm2: LLM) -> None:
-    params = SamplingParams(max_tokens=24, stop=["village of", "fish and"])
+    params = SamplingParams(max_tokens=24, stop=["kind of", "gentle soul"])
     texts = [out.text for out in smollm2.stream(PROMPTS[1], params)]
+    assert texts[-1].endswith("She was a kind and "), "the first stop string was begun, the second came"
     assert all(after.startswith(before) for before, after in pairwise(texts))
     assert len(set(texts)) > 10
     out = smollm2.generate(PROMPTS[1], params)[0]
@@ -312,6 +313,21 @@ def test_cancelling_takes_all_samples_out_in_any_state() -> None:
         assert all(out.finish_reason == "cancelled" for out in outputs.values())
         assert len(outputs) == (0 if not steps else 1 if steps == 1 else 3)
     llm.cancel(request_id)
+
+
+def test_cancelling_one_sample_leaves_the_others() -> None:
+    llm = LLM("llama-tiny@dummy", kv_cache_tokens=512)
+    for steps in (0, 1, 3):  # 0: the further samples are not queued yet
+        first = llm.add_request([1, 2, 3], SamplingParams(max_tokens=6, ignore_eos=True, n=3))
+        for _ in range(steps):
+            llm.step()
+        llm.cancel(first + 1)
+        ended = {}
+        while llm.scheduler.has_work:
+            ended |= {out.request_id: out for out in llm.step() if out.finish_reason}
+        assert set(ended) == {first, first + 2}
+        assert [out.finish_reason for out in ended[first].samples] == ["length", "cancelled", "length"]
+    assert llm.scheduler.free_blocks == llm.config.num_blocks
 
 
 def test_a_request_that_takes_too_long_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

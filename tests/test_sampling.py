@@ -221,6 +221,13 @@ def test_the_last_number_before_one_gives_a_token_that_may_be_drawn() -> None:
             assert token in allowed or (number > 0.5 and 29_000 < token < 30_000)
 
 
+def test_not_a_number_still_gives_tokens() -> None:
+    logits = torch.full((2, VOCAB), math.nan)
+    params = SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=3, top_p=0.5, min_p=0.1)
+    tokens = sample(logits, [state(its) for its in params])
+    assert all(0 <= token < VOCAB for token in tokens)
+
+
 def test_logprobs_are_those_of_the_model() -> None:
     logits = random_logits(9, 3)
     expected = logits.log_softmax(-1)
