@@ -181,6 +181,16 @@ def test_random_numbers_are_uniform_and_independent() -> None:
     assert all(0 <= number < 1 for number in by_position)
 
 
+def test_each_position_and_each_key_draws_anew() -> None:
+    params = SamplingParams(temperature=1.0)
+    for states in (
+        [state(params, 0, output=(0,) * length) for length in range(200)],
+        [state(params, key) for key in range(200)],
+    ):
+        counts = np.bincount(sample(torch.zeros(200, 4), states), minlength=4)
+        assert chisquare(counts).pvalue > 0.001
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(PARAMS, min_size=2, max_size=6), st.integers(0, 10**6))
 def test_a_row_draws_the_same_whatever_shares_the_batch(batch: list[SamplingParams], seed: int) -> None:
