@@ -39,6 +39,8 @@ class Accelerator:
     price_source: str | None = None
     price_date: str | None = None
     device_pattern: str = ""  # regular expression found in the name that the driver reports
+    peak_fp4_flops: float | None = None  # FLOP/s
+    link_bytes_per_s: float | None = None  # to the other accelerators of the machine, one direction
 
 
 def _row(
@@ -53,8 +55,10 @@ def _row(
     spot: float | None = None,
     price_source: str | None = None,
     pattern: str,
+    fp4: float | None = None,
+    link_gb_per_s: float | None = None,
 ) -> Accelerator:
-    """A row from the units of a data sheet: TFLOP/s, GB, TB/s, W, USD per hour."""
+    """A row from the units of a data sheet: TFLOP/s, GB, TB/s, GB/s, W, USD per hour."""
     return Accelerator(
         name=name,
         memory_bytes=memory_gb * 10**9,
@@ -69,33 +73,45 @@ def _row(
         price_source=price_source,
         price_date=None if price_source is None else _READ,
         device_pattern=pattern,
+        peak_fp4_flops=None if fp4 is None else fp4 * 1e12,
+        link_bytes_per_s=None if link_gb_per_s is None else link_gb_per_s * 1e9,
     )
 
 
 CATALOG: tuple[Accelerator, ...] = (
-    _row("A100 SXM 80 GB", 80, bf16=312, tb_per_s=2.039, watts=400, pattern=r"A100.*SXM.*80GB"),
+    _row(
+        "A100 SXM 80 GB", 80, bf16=312, tb_per_s=2.039, watts=400, link_gb_per_s=300,
+        pattern=r"A100.*SXM.*80GB",
+    ),
     _row(
         "A100 PCIe 80 GB", 80, price=1.39, spot=1.39, price_source=_RUNPOD,
         pattern=r"A100.*(80GB PCIe|PCIE-80GB)",
     ),
     _row(
         "H100 SXM 80 GB", 80, bf16=989, fp8=1979, tb_per_s=3.35, watts=700,
-        price=2.95, spot=1.25, price_source=_NEBIUS, pattern=r"H100 80GB HBM3",
+        price=2.95, spot=1.25, price_source=_NEBIUS, pattern=r"H100 80GB HBM3", link_gb_per_s=450,
     ),
     _row(
         "H200 SXM 141 GB", 141, bf16=989, fp8=1979, tb_per_s=4.8, watts=700,
-        price=3.50, spot=1.45, price_source=_NEBIUS, pattern=r"H200(?!.*NVL)",
+        price=3.50, spot=1.45, price_source=_NEBIUS, pattern=r"H200(?!.*NVL)", link_gb_per_s=450,
     ),
     _row(
         "B200 SXM 180 GB", 180, bf16=2250, fp8=4500, tb_per_s=8.0, watts=1000,
-        price=5.50, price_source=f"{_NEBIUS} (by eight)", pattern=r"\bB200",
+        price=5.50, price_source=f"{_NEBIUS} (by eight)", pattern=r"\bB200", fp4=9000,
+        link_gb_per_s=900,
     ),
     _row(
         "L40S 48 GB", 48, bf16=362, fp8=733, tb_per_s=0.864, watts=350,
-        price=1.55, price_source=_NEBIUS, pattern=r"L40S",
+        price=1.55, price_source=_NEBIUS, pattern=r"L40S", link_gb_per_s=32,
     ),
-    _row("L4 24 GB", 24, bf16=121, fp8=242, tb_per_s=0.300, watts=72, pattern=r"\bL4\b"),
-    _row("MI300X 192 GB", 192, bf16=1307, fp8=2615, tb_per_s=5.3, watts=750, pattern=r"MI300X"),
+    _row(
+        "L4 24 GB", 24, bf16=121, fp8=242, tb_per_s=0.300, watts=72, link_gb_per_s=32,
+        pattern=r"\bL4\b",
+    ),
+    _row(
+        "MI300X 192 GB", 192, bf16=1307, fp8=2615, tb_per_s=5.3, watts=750, link_gb_per_s=448,
+        pattern=r"MI300X",
+    ),
     _row("A6000 48 GB", 48, price=1.09, price_source=_LAMBDA, pattern=r"RTX A6000"),
 )  # fmt: skip
 

@@ -19,10 +19,12 @@ beyond. No torch here, and no numpy in the hot path: the simulator asks for mill
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Protocol, runtime_checkable
 
 
@@ -44,6 +46,29 @@ class StepTimeModel(Protocol):
 
 
 @dataclass(frozen=True)
+class Uncertainty:
+    """How far a step may be off what the coefficients say: their own errors, and what no coefficient explains.
+
+    `active` are the places, in the order of `basis`, of the coefficients that the fit found positive; the others
+    were held at zero. Correlations stand plus one (0 … 2), rows of the lower triangle below the diagonal, because
+    a profile's file holds no negative number.
+    """
+
+    relative_sd: float  # standard deviation of log(measured / predicted) around the model
+    active: tuple[int, ...] = ()
+    standard_errors: tuple[float, ...] = ()  # seconds per unit of each active coefficient
+    correlations_plus_one: tuple[tuple[float, ...], ...] = ()
+
+    def variance(self, row: Sequence[float]) -> float:
+        """Variance in s² of the mean time of a step whose `basis` is `row`."""
+        scaled = [row[i] * error for i, error in zip(self.active, self.standard_errors, strict=True)]
+        total = sum(part * part for part in scaled)
+        for i, correlations in enumerate(self.correlations_plus_one, start=1):
+            total += 2 * scaled[i] * sum((c - 1) * scaled[j] for j, c in enumerate(correlations))
+        return max(0.0, total)
+
+
+@dataclass(frozen=True)
 class RooflineStepTime:
     """The fitted step-time model; implements `StepTimeModel` and `decode_run`.
 
@@ -59,6 +84,7 @@ class RooflineStepTime:
     chunk_s: float  # seconds per prefill chunk
     prefill_pair_s: float  # seconds per query-key pair of prefill attention
     prefill_context_s: float  # seconds per cached token gathered for a chunk
+    uncertainty: Uncertainty | None = None  # None: not known (a profile of before)
     # Time at each knot, so that a step costs one bisection instead of a sum over segments.
     _token_base_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
     _request_base_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
@@ -93,6 +119,26 @@ class RooflineStepTime:
             + self.prefill_context_s * gathered
         )
 
+    def interval(
+        self, prefill: Sequence[tuple[int, int]], decode_contexts: Sequence[int], level: float = 0.9
+    ) -> tuple[float, float]:
+        """(low, high) seconds that one measured step falls between with probability `level`.
+
+        Log-normal around the model's time, so low stays positive. Without an `uncertainty` both ends are infinite
+        far: (0, inf).
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level {level}: allowed is a probability between 0 and 1")
+        time_s = self.step_time(prefill, decode_contexts)
+        if not time_s:
+            return 0.0, 0.0
+        if self.uncertainty is None:
+            return 0.0, math.inf
+        row = basis(prefill, decode_contexts, self.token_knots, self.request_knots)
+        relative = math.sqrt(self.uncertainty.variance(row) / time_s**2 + self.uncertainty.relative_sd**2)
+        factor = math.exp(NormalDist().inv_cdf((1 + level) / 2) * relative)
+        return time_s / factor, time_s * factor
+
     def decode_run(self, decode_contexts: Sequence[int], steps: int) -> float:
         """Seconds of `steps` decode steps of the same requests, each context growing by one per step.
 
@@ -122,3 +168,30 @@ class RooflineStepTime:
             + self._request_base_s[j]
             + self.request_slopes_s[j] * (requests - self.request_knots[j])
         )
+
+
+def basis(
+    prefill: Sequence[tuple[int, int]],
+    decode_contexts: Sequence[int],
+    token_knots: tuple[int, ...],
+    request_knots: tuple[int, ...],
+) -> list[float]:
+    """What each coefficient is multiplied with in this step.
+
+    In the order constant, token slopes, request slopes, decode context, chunk, pair, prefill context.
+    """
+    return [
+        1.0,
+        *_ramp(sum(chunk for chunk, _ in prefill) + len(decode_contexts), token_knots),
+        *_ramp(len(prefill) + len(decode_contexts), request_knots),
+        float(sum(decode_contexts)),
+        float(len(prefill)),
+        sum(chunk * (context + 0.5 * (chunk + 1)) for chunk, context in prefill),
+        float(sum(context for _, context in prefill)),
+    ]
+
+
+def _ramp(amount: int, knots: tuple[int, ...]) -> list[float]:
+    """How much of `amount` falls into each segment; the last segment has no end."""
+    ends = [*knots[1:], amount]
+    return [float(max(0, min(amount, end) - knot)) for knot, end in zip(knots, ends, strict=True)]
