@@ -3,15 +3,20 @@
 A step of 20 ms and one of 2 s count alike, so each equation is divided by its measured time; coefficients
 are ≥ 0 (Lawson & Hanson 1974), so the model stays physical and monotone; and equations far off the rest get
 less weight (Huber 1964, iterated), so that one interrupted measurement doesn't bend the fit.
+
+The coefficients' covariance is that of weighted least squares over the coefficients found positive, the others
+held at zero; what the residuals scatter beyond it becomes the model's own relative error. Together they give every
+prediction an interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
-from engine.step_time import RooflineStepTime
+from engine.step_time import RooflineStepTime, Uncertainty, basis
 
 Step = tuple[Sequence[tuple[int, int]], Sequence[int]]  # prefill [(chunk, context)], decode contexts
 
@@ -35,8 +40,8 @@ def fit_step_time(steps: Sequence[Step], times_s: Sequence[float]) -> RooflineSt
         raise ValueError("every measured time must be a positive number of seconds")
     token_knots = _choose_knots([_tokens(step) for step in steps])
     request_knots = _choose_knots([len(step[0]) + len(step[1]) for step in steps])
-    basis = np.array([_basis(step, token_knots, request_knots) for step in steps]) / times[:, None]
-    found = _robust_nnls(basis)
+    rows = np.array([basis(*step, token_knots, request_knots) for step in steps]) / times[:, None]
+    found, weight = _robust_nnls(rows)
     ramp, rest = len(token_knots), 1 + len(token_knots) + len(request_knots)
     return RooflineStepTime(
         # A step always takes time, even where noise leaves nothing for the constant: a clock must move on.
@@ -49,6 +54,7 @@ def fit_step_time(steps: Sequence[Step], times_s: Sequence[float]) -> RooflineSt
         chunk_s=found[rest + 1],
         prefill_pair_s=found[rest + 2],
         prefill_context_s=found[rest + 3],
+        uncertainty=_uncertainty(rows, np.array(found), weight),
     )
 
 
@@ -63,26 +69,6 @@ def _tokens(step: Step) -> int:
     return sum(chunk for chunk, _ in step[0]) + len(step[1])
 
 
-def _basis(step: Step, token_knots: tuple[int, ...], request_knots: tuple[int, ...]) -> list[float]:
-    """What each coefficient is multiplied with in this step, in the order of the fit."""
-    prefill, contexts = step
-    return [
-        1.0,
-        *_ramp(_tokens(step), token_knots),
-        *_ramp(len(prefill) + len(contexts), request_knots),
-        float(sum(contexts)),
-        float(len(prefill)),
-        sum(chunk * (context + 0.5 * (chunk + 1)) for chunk, context in prefill),
-        float(sum(context for _, context in prefill)),
-    ]
-
-
-def _ramp(amount: int, knots: tuple[int, ...]) -> list[float]:
-    """How much of `amount` falls into each segment; the last segment has no end."""
-    ends = [*knots[1:], amount]
-    return [float(max(0, min(amount, end) - knot)) for knot, end in zip(knots, ends, strict=True)]
-
-
 def _choose_knots(amounts: Sequence[int]) -> tuple[int, ...]:
     """0 and those of `_KNOTS` with enough different measured amounts on either side to tell their slopes."""
     seen = sorted(set(amounts))
@@ -95,8 +81,8 @@ def _choose_knots(amounts: Sequence[int]) -> tuple[int, ...]:
     return tuple(knots)
 
 
-def _robust_nnls(basis: np.ndarray) -> list[float]:
-    """Non-negative x with basis·x ≈ 1, rows weighted down where the residual is an outlier."""
+def _robust_nnls(basis: np.ndarray) -> tuple[list[float], np.ndarray]:
+    """Non-negative x with basis·x ≈ 1, and the rows' weights: less than 1 where the residual is an outlier."""
     from scipy.optimize import nnls
 
     scale = np.linalg.norm(basis, axis=0)
@@ -112,4 +98,30 @@ def _robust_nnls(basis: np.ndarray) -> list[float]:
         if deviation < 1e-12:
             break
         weight = np.sqrt(np.minimum(1.0, _HUBER * deviation / np.maximum(residual, 1e-300)))
-    return [float(value) for value in solution / scale]
+    return [float(value) for value in solution / scale], weight
+
+
+def _uncertainty(rows: np.ndarray, found: np.ndarray, weight: np.ndarray) -> Uncertainty:
+    """Covariance over the positive coefficients and the scatter around the fit, from its relative residuals."""
+    active = np.flatnonzero(found > 0)
+    residual = rows @ found - 1
+    scale = 1 / np.linalg.norm(rows[:, active], axis=0)
+    weighted = rows[:, active] * scale * weight[:, None]
+    inverse = np.linalg.pinv(weighted.T @ weighted, hermitian=True)
+    variance = float(np.sum((weight * residual) ** 2)) / max(1, len(rows) - len(active))
+    covariance = inverse * np.outer(scale, scale) * variance
+    errors = np.sqrt(np.maximum(np.diag(covariance), 0))
+    safe = np.where(errors > 0, errors, 1)
+    correlation = np.clip(covariance / np.outer(safe, safe), -1, 1)
+    # The scatter is that of steps which the fit didn't see, as if each had been left out in turn (by its leverage),
+    # read off where 90 % of them lie: tails heavier than a normal distribution's count.
+    leverage = np.minimum(np.einsum("ij,jk,ik->i", weighted, inverse, weighted), 0.9)
+    scatter = float(np.quantile(np.abs(residual) / (1 - leverage), 0.9)) / NormalDist().inv_cdf(0.95)
+    return Uncertainty(
+        relative_sd=scatter,
+        active=tuple(int(i) for i in active),
+        standard_errors=tuple(float(error) for error in errors),
+        correlations_plus_one=tuple(
+            tuple(round(float(value) + 1, 6) for value in correlation[i, :i]) for i in range(1, len(active))
+        ),
+    )

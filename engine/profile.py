@@ -117,6 +117,18 @@ class Profile:
         """Seconds of one step: prefill [(chunk_tokens, context_tokens)] and one token per decode context."""
         return self.coefficients.step_time(prefill, decode_contexts)
 
+    def step_time_interval(
+        self,
+        prefill: Sequence[tuple[int, int]] = (),
+        decode_contexts: Sequence[int] = (),
+        level: float = 0.9,
+    ) -> tuple[float, float]:
+        """(low, high) seconds between which one measured step lies with probability `level`.
+
+        (0, inf) for a profile that doesn't know its uncertainty. Raises ValueError for a level outside (0, 1).
+        """
+        return self.coefficients.interval(prefill, decode_contexts, level)
+
     def step_time_model(self) -> RooflineStepTime:
         """The model that drives the simulator."""
         return self.coefficients
@@ -206,6 +218,7 @@ def describe(profile: Profile) -> list[tuple[str, str]]:
             f"median {fit.median_relative_error:.1%}, p95 {fit.p95_relative_error:.1%} "
             f"({fit.held_out_points} of {fit.train_points + fit.held_out_points} points)",
         ),
+        *_interval_row(profile),
         ("Noise of a repeat", f"{fit.repeat_spread:.1%} (interquartile range)"),
         ("Weights", _bytes(model.weight_bytes)),
         ("KV cache", f"{_bytes(model.kv_bytes_per_token)} per token"),
@@ -236,10 +249,22 @@ def describe(profile: Profile) -> list[tuple[str, str]]:
     return rows
 
 
+def _interval_row(profile: Profile) -> list[tuple[str, str]]:
+    if profile.coefficients.uncertainty is None:
+        return []
+    context = [profile.cost.reference_context_tokens] * profile.cost.efficient_batch
+    low, high = profile.step_time_interval(decode_contexts=context)
+    return [
+        ("90 % interval", f"{low * 1e3:,.3g} to {high * 1e3:,.3g} ms for a decode step of {len(context)}"),
+    ]
+
+
 def _as_json(profile: Profile) -> dict[str, Any]:
     content = asdict(profile)
     for name in [key for key in content["coefficients"] if key.startswith("_")]:
         del content["coefficients"][name]
+    if profile.coefficients.uncertainty is None:  # a profile of before keeps its text and hash
+        del content["coefficients"]["uncertainty"]
     return content
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +14,12 @@ from typing import Any
 
 import pytest
 from helpers_profile import synthetic_profile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cost import cost_table
 from engine.errors import InputError
+from engine.fit import fit_step_time
 from engine.profile import Measurement, Profile, RooflineStepTime, StepTimeModel, describe
 
 contexts = st.lists(st.integers(0, 200_000), max_size=20)
@@ -284,6 +287,59 @@ def test_reading_a_profile_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def noisy_steps(
+    truth: RooflineStepTime, noise: float, seed: int, count: int = 120
+) -> tuple[list[tuple[list[tuple[int, int]], list[int]]], list[float]]:
+    """Random steps and their times with log-normal noise."""
+    draw = random.Random(seed)
+    steps = []
+    for _ in range(count):
+        chunks = [(draw.choice((1, 16, 64, 256, 512)), draw.choice((0, 256, 2048)))] * draw.choice(
+            (0, 1, 1, 3)
+        )
+        ages = [draw.randrange(1, 4096)] * draw.choice((1, 2, 4, 8, 16, 32, 48))
+        steps.append((chunks, ages))
+    return steps, [truth.step_time(*step) * math.exp(draw.gauss(0, noise)) for step in steps]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.005, 0.1))
+def test_nine_in_ten_unseen_steps_lie_within_their_interval(seed: int, noise: float) -> None:
+    truth = synthetic_profile().step_time_model()
+    model = fit_step_time(*noisy_steps(truth, noise, seed))
+    unseen, times = noisy_steps(truth, noise, seed + 1, count=400)
+    inside = 0
+    for step, time in zip(unseen, times, strict=True):
+        low, high = model.interval(*step)
+        assert low < model.step_time(*step) < high
+        inside += low <= time <= high
+    assert 0.82 <= inside / len(unseen) <= 0.985
+
+
+def test_the_interval_narrows_with_the_level_and_widens_beyond_the_grid() -> None:
+    model = fit_step_time(*noisy_steps(synthetic_profile().step_time_model(), 0.05, seed=3))
+    widths = [high / low for low, high in (model.interval([], [100], level) for level in (0.5, 0.9, 0.99))]
+    assert widths == sorted(widths)
+    inside, beyond = (
+        high / low for low, high in (model.interval([(chunk, 0)], []) for chunk in (256, 100_000))
+    )
+    assert beyond > inside
+    with pytest.raises(ValueError, match="level 1"):
+        model.interval([], [1], 1)
+
+
+def test_a_profile_keeps_its_uncertainty_and_an_older_one_has_none(tmp_path: Path) -> None:
+    model = fit_step_time(*noisy_steps(synthetic_profile().step_time_model(), 0.05, seed=4))
+    profile = replace(synthetic_profile(), coefficients=model)
+    profile.save(tmp_path / "p.json")
+    again = Profile.load(tmp_path / "p.json")
+    assert again == profile
+    assert again.step_time_interval([(64, 0)], [5]) == model.interval([(64, 0)], [5])
+    assert "90 % interval" in dict(describe(again))
+    assert synthetic_profile().step_time_interval([(64, 0)]) == (0.0, math.inf)
+    assert "uncertainty" not in synthetic_profile().canonical_json()
+
+
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "engine" / "profiles").glob("*.json"))
 
 
@@ -299,6 +355,22 @@ def test_a_shipped_profile_is_whole_and_agrees_with_its_own_fit(path: Path) -> N
     assert errors[-1] == pytest.approx(profile.fit.max_relative_error, rel=1e-6)
     assert profile.fit.median_relative_error < 0.1
     assert profile.scheduler_config().num_blocks > 0
+
+
+def test_steps_held_out_of_the_shipped_profiles_lie_within_their_interval() -> None:
+    inside = total = 0
+    for profile in map(Profile.load, SHIPPED):
+        seen = [point for point in profile.measurements if not point.held_out]
+        model = fit_step_time(
+            [(point.prefill, point.decode_contexts) for point in seen], [point.time_s for point in seen]
+        )
+        for point in profile.measurements:
+            if point.held_out:
+                low, high = model.interval(point.prefill, point.decode_contexts)
+                inside += low <= point.time_s <= high
+                total += 1
+    assert total > 0
+    assert inside / total >= 0.7  # nominally 90 %; the held-out points are few
 
 
 def test_the_bundled_model_has_a_shipped_profile() -> None:
