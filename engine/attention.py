@@ -42,7 +42,9 @@ class DecodeGroup:
     """Decoding requests of similar length in consecutive rows of the packed batch, each asking for one token."""
 
     first_row: int
-    blocks: torch.Tensor  # [requests, blocks] padded with block 0
+    blocks: (
+        torch.Tensor | slice
+    )  # [requests, blocks] padded with block 0; a slice if one request's are neighbours
     positions: torch.Tensor  # [requests] position of the asking token
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # by sliding window
 
@@ -54,7 +56,7 @@ class PrefillChunk:
     first_row: int
     tokens: int
     start: int  # tokens in the cache before the chunk
-    blocks: torch.Tensor  # [blocks]
+    blocks: torch.Tensor | slice  # [1, blocks], or a slice if they are neighbours
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
 
@@ -111,16 +113,24 @@ def group_decodes(
             needed = len(table)
     groups = []
     for first, end in pairwise([*firsts, len(tables)]):
-        width = len(tables[end - 1])
-        blocks = [[*table, *[0] * (width - len(table))] for table in tables[first:end]]
         groups.append(
             DecodeGroup(
                 first_row=first,
-                blocks=torch.tensor(blocks, device=device),
+                blocks=block_rows(tables[first:end], device),
                 positions=torch.tensor(positions[first:end], device=device),
             )
         )
     return groups
+
+
+def block_rows(tables: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor | slice:
+    """Block tables as rows, padded with block 0 to the length of the last; neighbours of one request as a slice,
+    which need no copying."""
+    longest = tables[-1]
+    if len(tables) == 1 and longest[-1] - longest[0] == len(longest) - 1 and list(longest) == sorted(longest):
+        return slice(longest[0], longest[-1] + 1)
+    rows = [[*table, *[0] * (len(longest) - len(table))] for table in tables]
+    return torch.tensor(rows, device=device)
 
 
 def paged_attention(
@@ -156,8 +166,12 @@ def attend(how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.
         raise RuntimeError("paged attention runs inside engine.attention.attending(plan) only")
     keys, values = plan.cache.keys[how.layer], plan.cache.values[how.layer]
     real = len(plan.slots)  # the runner may have padded the batch
-    keys.flatten(0, 1).index_copy_(0, plan.slots, key[:real])
-    values.flatten(0, 1).index_copy_(0, plan.slots, value[:real])
+    if real < len(key):
+        key, value = key[:real], value[:real]
+    keys.flatten(0, 1).index_copy_(0, plan.slots, key)
+    values.flatten(0, 1).index_copy_(0, plan.slots, value)
+    if len(query) == 1:
+        return _attend_decodes(how, query, keys, values, plan.decode_groups[0])
     out = torch.zeros_like(query, memory_format=torch.contiguous_format)
     for group in plan.decode_groups:
         rows = slice(group.first_row, group.first_row + len(group.positions))
@@ -173,17 +187,12 @@ def _attend_decodes(
 ) -> torch.Tensor:
     requests, heads, head_dim = query.shape
     kv_heads = keys.shape[2]
+    key, value = (_gather(cache, group.blocks).transpose(1, 2) for cache in (keys, values))
     if how.window not in group.masks:
-        length = group.blocks.shape[1] * keys.shape[1]
-        group.masks[how.window] = _visible(group.positions.view(-1, 1, 1, 1), length, how, query)
+        group.masks[how.window] = _visible(group.positions.view(-1, 1, 1, 1), key.shape[2], how, query)
     # The queries that share a key head take the place of query positions: nothing is repeated.
-    out = _softmax_attention(
-        how,
-        query.reshape(requests, kv_heads, heads // kv_heads, head_dim),
-        _gather(keys, group.blocks).transpose(1, 2),
-        _gather(values, group.blocks).transpose(1, 2),
-        group.masks[how.window],
-    )
+    query = query.reshape(requests, kv_heads, heads // kv_heads, head_dim)
+    out = _softmax_attention(how, query, key, value, group.masks[how.window])
     return out.reshape(requests, heads, head_dim)
 
 
@@ -191,10 +200,9 @@ def _attend_chunk(
     how: Attention, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: PrefillChunk
 ) -> torch.Tensor:
     length = chunk.start + chunk.tokens
-    key = _gather(keys, chunk.blocks.unsqueeze(0))[0, :length]
-    value = _gather(values, chunk.blocks.unsqueeze(0))[0, :length]
+    key, value = (_gather(cache, chunk.blocks)[0, :length] for cache in (keys, values))
     everything = how.slopes is None and how.softcap is None and (how.window is None or length <= how.window)
-    if everything and length >= _TILE and has_packed_products(query):
+    if everything and length >= 2 * _TILE and has_packed_products(query):
         return _attend_in_tiles(query * (how.scaling or query.shape[-1] ** -0.5), key, value, chunk.start)
     plain = everything and chunk.start == 0
     if how.window not in chunk.masks:
@@ -253,8 +261,10 @@ def _softmax_attention(
     return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
 
 
-def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+def _gather(cache: torch.Tensor, blocks: torch.Tensor | slice) -> torch.Tensor:
     """The content of blocks [requests, blocks] of a cache, [requests, tokens, kv_heads, head_dim]."""
+    if isinstance(blocks, slice):
+        return cache[blocks].flatten(0, 1).unsqueeze(0)
     # Whole blocks as rows: many times faster on a CPU than indexing with a matrix.
     rows = cache.flatten(1).index_select(0, blocks.flatten())
     return rows.view(len(blocks), -1, *cache.shape[2:])

@@ -1,23 +1,26 @@
-"""Matrix products on a CPU with weights laid out once for the products that read them.
+"""Matrix products of a served model: weights laid out once for the products that read them, or in 8 bits.
 
-oneDNN keeps a weight in the order in which its kernels read it; torch's own `Linear` hands the plain matrix to MKL
-at every call. Measured on two cores of an AMD EPYC (Zen 5), float32, the products of SmolLM2-135M: 26 ms for one row
-with MKL, 9–12 ms packed (the memory's speed); 580 ms against 245 ms for 512 rows.
+On a CPU oneDNN keeps a weight in the order in which its kernels read it; torch's own `Linear` hands the plain matrix
+to MKL at every call. Measured on two cores of an AMD EPYC (Zen 5), float32, the products of SmolLM2-135M: 26 ms for
+one row with MKL, 9–12 ms packed (the memory's speed); 580 ms against 245 ms for 512 rows.
 
-int8: each output's weights are rounded to 8 bits with a scale of their own, each token's activations too, and the
-products are of integers (the scheme of LLM.int8(), Dettmers et al. 2022, without its outlier columns). A token's
-scale depends on nothing else in the batch. The vocabulary's product takes activations of 15 bits, as two rows of 8:
-it decides between close candidates.
+int8 (CPU): each output's weights are rounded to 8 bits with a scale of their own, each token's activations too, and
+the products are of integers (the scheme of LLM.int8(), Dettmers et al. 2022, without its outlier columns). The
+vocabulary's product takes activations of 15 bits, as two rows of 8: it decides between close candidates. fp8 (CUDA):
+the same with E4M3 numbers (Micikevicius et al. 2022). A token's scale depends on nothing else in the batch.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
 from engine.errors import InputError
 
+# Number formats of weights only, and what everything else is computed in beside them.
+COMPUTE_DTYPES = {"int8": "float32", "fp8": "bfloat16"}
 _LEVELS = 127
 
 
@@ -55,58 +58,112 @@ class Int8Linear(torch.nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, fine: bool = False) -> None:
         """`weight` [out, in], `bias` [out] or none."""
         super().__init__()
-        self.scales = weight.abs().amax(dim=1).clamp_min(1e-12).float() / _LEVELS
-        rounded = (weight / self.scales[:, None]).round().to(torch.int8)
-        self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self.zero_points = torch.zeros(len(self.scales), dtype=torch.int32)
+        scales = weight.abs().amax(dim=1).clamp_min(1e-12).double() / _LEVELS
+        zeros = torch.zeros(len(scales), dtype=torch.long)
+        with (
+            warnings.catch_warnings()
+        ):  # these tensors are to leave torch one day; its fastest products take them
+            warnings.simplefilter("ignore", UserWarning)
+            rounded = torch.quantize_per_channel(weight.float(), scales, zeros, 0, torch.qint8)
+            self.weight = torch.ops.quantized.linear_prepack(rounded, None)
         self.bias = bias
         self.fine = fine
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """rows [..., in], float32, to [..., out]."""
-        flat = rows.reshape(-1, rows.shape[-1])
-        largest = flat.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12)
-        levels = flat * (_LEVELS / largest)
+        flat = rows.view(-1, rows.shape[-1])
+        largest = flat.abs().amax(-1, keepdim=True).clamp_min_(1e-12)
+        levels = flat / largest
         if self.fine:
-            coarse = levels.round()
-            both = self._product(torch.cat([coarse, (levels - coarse) * (2 * _LEVELS)]))
-            out = both[: len(flat)] + both[len(flat) :] / (2 * _LEVELS)
+            coarse = (levels * _LEVELS).round_().div_(_LEVELS)
+            both = _int8_product(torch.cat([coarse, (levels - coarse) * (2 * _LEVELS)]), self.weight)
+            out = both[: len(flat)].add_(both[len(flat) :], alpha=1 / (2 * _LEVELS))
         else:
-            out = self._product(levels)
-        out *= largest
+            out = _int8_product(levels, self.weight)
+        out.mul_(largest)
         if self.bias is not None:
             out += self.bias
         return out.view(*rows.shape[:-1], -1)
 
-    def _product(self, levels: torch.Tensor) -> torch.Tensor:
-        unsigned = (levels + 128.5).to(torch.uint8)  # cut off after adding a half: rounded
-        return torch.ops.onednn.qlinear_pointwise.default(
-            unsigned, 1 / _LEVELS, 128, self.weight, self.scales, self.zero_points, None, 1.0, 0, torch.float32,
-            "none", [], "",
-        )  # fmt: skip
+
+def _int8_product(levels: torch.Tensor, weight: Any) -> torch.Tensor:
+    """levels [rows, in] between -1 and 1, rounded to ±127 steps, times the 8-bit weight."""
+    # `_op`: past a check of the arguments in Python that takes as long as a small product.
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op(
+        levels, 1 / _LEVELS, _LEVELS, weight
+    )
 
 
-def pack_linears(model: Any, int8: bool = False) -> None:
-    """Replace the linear layers of a model on a CPU by packed or 8-bit ones, one by one (the plain weights go).
+class Fp8Linear(torch.nn.Module):
+    """A linear layer with weights in E4M3, scaled per output, and activations in E4M3, scaled per row."""
 
-    Raises:
-        InputError: 8-bit products asked for on a processor without them (AVX512-VNNI).
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """`weight` [out, in], both multiples of 16; `bias` [out] or none."""
+        super().__init__()
+        self.scales, self.weight = _to_fp8(weight)
+        self.bias = bias
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows [..., in], bfloat16, to [..., out]."""
+        scales, flat = _to_fp8(rows.reshape(-1, rows.shape[-1]))
+        out = torch._scaled_mm(
+            flat, self.weight.t(), scales, self.scales.t(), self.bias, out_dtype=rows.dtype
+        )
+        return out.view(*rows.shape[:-1], -1)
+
+
+def _to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales [rows, 1] and the rows divided by them, in E4M3."""
+    scales = rows.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    return scales, (rows / scales).to(torch.float8_e4m3fn)
+
+
+def prepare_products(model: Any, weights: str | None = None) -> None:
+    """Replace the linear layers of a model, one by one, so that the plain weights go.
+
+    On a CPU by packed ones; by those with weights "int8" (CPU) or "fp8" (CUDA) where asked for. The vocabulary's
+    product stays in bfloat16 beside fp8.
     """
-    if int8:
-        require_int8()
     head = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             weight, bias = weight_of(child)
-            if weight is not None and (int8 or has_packed_products(weight)):
-                packed = Int8Linear(weight, bias, fine=child is head) if int8 else PackedLinear(weight, bias)
-                setattr(module, name, packed)
+            if weight is None:
+                continue
+            if weights == "int8":
+                setattr(module, name, Int8Linear(weight, bias, fine=child is head))
+            elif (
+                weights == "fp8" and child is not head and not (weight.shape[0] % 16 or weight.shape[1] % 16)
+            ):
+                setattr(module, name, Fp8Linear(weight, bias))
+            elif weights is None and has_packed_products(weight):
+                setattr(module, name, PackedLinear(weight, bias))
 
 
-def require_int8() -> None:
-    """Raise an InputError where the processor has no products of 8-bit integers that can't overflow."""
-    if not torch.cpu._is_vnni_supported():
-        raise InputError("dtype 'int8': this processor has no AVX512-VNNI; allowed here: float32, bfloat16")
+def weight_bytes(model: Any, weights: str | None = None) -> int:
+    """What the parameters of a plain model take once its products are prepared with these weights."""
+    plain = sum(parameter.nbytes for parameter in model.parameters())
+    if weights is None:
+        return plain
+    head = model.get_output_embeddings()
+    tied = head.weight is model.get_input_embeddings().weight
+    for module in model.modules():
+        weight, _ = weight_of(module)
+        if weight is not None and (weights == "int8" or module is not head):
+            plain -= (0 if module is head and tied else weight.nbytes) - weight.numel()
+    return plain
+
+
+def require_weights(dtype: str, device: str) -> None:
+    """Raise an InputError where the device has no products of 8-bit numbers of this kind that can't overflow."""
+    if dtype == "int8" and not (device == "cpu" and torch.cpu._is_vnni_supported()):
+        raise InputError(
+            "dtype 'int8': allowed on a processor with VNNI only; allowed here: float32, bfloat16"
+        )
+    if dtype == "fp8" and not (device != "cpu" and torch.cuda.get_device_capability() >= (8, 9)):
+        raise InputError(
+            "dtype 'fp8': allowed on CUDA devices from Ada and Hopper on; allowed here: bfloat16"
+        )
 
 
 def weight_of(module: torch.nn.Module) -> tuple[torch.Tensor | None, torch.Tensor | None]:

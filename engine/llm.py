@@ -13,11 +13,13 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, cast
 
 from engine.batch import Request, SchedulerConfig
 from engine.errors import InputError
+from engine.linear import COMPUTE_DTYPES, require_weights, weight_bytes
 from engine.model import DTYPES, free_bytes, load_model, load_tokenizer, shape_of
 from engine.profile import ModelShape
 from engine.request import Generation, RequestMetrics, RequestOutput, block_hashes
@@ -54,7 +56,7 @@ class LLM:
         Args:
             model: "smollm2-135m", a path, a hub id, or "NAME@dummy".
             device: "cpu" or "cuda".
-            dtype: "float32", "bfloat16" or "float16".
+            dtype: "float32", "bfloat16" or "float16"; weights only: "int8" on a CPU, "fp8" on CUDA.
             max_running_requests: most requests decoding together.
             max_step_tokens: token budget of one step, decodes and prompt chunks together.
             kv_cache_tokens: tokens that the KV cache holds; None takes a share of the free memory.
@@ -65,9 +67,13 @@ class LLM:
         Raises:
             InputError: no such model or device, an architecture that can't be served, too little memory.
         """
-        self.model = load_model(model, dtype, device, seed)
+        require_weights(dtype, device)
+        compute, weights = COMPUTE_DTYPES.get(dtype, dtype), dtype if dtype in COMPUTE_DTYPES else None
+        self.model = load_model(model, compute, device, seed)
         require_servable(self.model, model)
-        self.shape: ModelShape = shape_of(self.model, model, dtype)
+        self.shape: ModelShape = replace(
+            shape_of(self.model, model, compute), dtype=dtype, weight_bytes=weight_bytes(self.model, weights)
+        )
         self.tokenizer: Any = None
         if not model.endswith("@dummy") or self.shape.vocab_size >= 49_152:
             self.tokenizer = load_tokenizer(model)
@@ -80,7 +86,7 @@ class LLM:
             max_waiting_requests=max_waiting_requests,
         )
         self.scheduler = Scheduler(self.config)
-        self.runner = ModelRunner(self.model, self.shape, self.config, device, DTYPES[dtype])
+        self.runner = ModelRunner(self.model, self.shape, self.config, device, DTYPES[compute], weights)
         self.seed = seed
         self._ids = itertools.count()
         self._generations: dict[Any, Generation] = {}  # that the scheduler knows, by request id

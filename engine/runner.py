@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from engine.attention import PagedCache, PrefillChunk, StepPlan, attending, group_decodes
-from engine.linear import pack_linears
+from engine.attention import PagedCache, PrefillChunk, StepPlan, attending, block_rows, group_decodes
+from engine.fused import fuse_layers
+from engine.linear import prepare_products
 from engine.profile import ModelShape
 from engine.scheduler import SchedulerConfig
 
@@ -30,10 +31,17 @@ class ModelRunner:
     """A model with its KV cache on a device."""
 
     def __init__(
-        self, model: Any, shape: ModelShape, config: SchedulerConfig, device: str, dtype: torch.dtype
+        self,
+        model: Any,
+        shape: ModelShape,
+        config: SchedulerConfig,
+        device: str,
+        dtype: torch.dtype,
+        weights: str | None = None,
     ) -> None:
-        if device == "cpu":
-            pack_linears(model)
+        fuse_layers(model)
+        if device == "cpu" or weights:
+            prepare_products(model, weights)
         self.model = model
         self.config = config
         self.device = torch.device(device)
@@ -96,7 +104,7 @@ class ModelRunner:
             if count == 1:
                 decodes.append(chunk)
             else:
-                blocks = self._tensor(table[: -(-(chunk.start + count) // size)])
+                blocks = block_rows([table[: -(-(chunk.start + count) // size)]], self.device)
                 prefills.append(PrefillChunk(len(slots), count, chunk.start, blocks))
             slots += [table[p // size] * size + p % size for p in range(chunk.start, chunk.start + count)]
         groups = group_decodes(
