@@ -22,7 +22,7 @@ from rich.table import Table
 
 from engine.errors import InputError
 from engine.files import write_atomically
-from sim import paths
+from sim import cli_predict, paths
 
 app = typer.Typer(
     name="flywheel",
@@ -218,6 +218,11 @@ def train(
     ]
     _print_table("Training", rows)
     print(f"Model: {out}")
+
+
+app.command(epilog='Example: flywheel predict llama-3.1-8b --on "H100 SXM" --engine vllm')(
+    cli_predict.predict
+)
 
 
 @app.command("app", epilog="Example: flywheel app --port 8501")

@@ -204,9 +204,12 @@ def left_out(rows: pd.DataFrame, terms: dict[str, np.ndarray]) -> tuple[np.ndarr
 
 
 def error_row(predicted: np.ndarray, measured: pd.Series, chosen: np.ndarray) -> dict[str, float]:
-    """Median and 90th percentile of |predicted - measured| / measured over the chosen rows."""
+    """Median, 90th and 95th percentile and largest of |predicted - measured| / measured over the chosen rows."""
     errors = np.abs(predicted / measured - 1)[chosen]
-    return {"median": float(np.median(errors)), "p90": float(np.quantile(errors, 0.9))}
+    found = {
+        name: float(np.quantile(errors, q)) for name, q in (("median", 0.5), ("p90", 0.9), ("p95", 0.95))
+    }
+    return found | {"max": float(errors.max())}
 
 
 def _rounded(factors: np.ndarray, places: np.ndarray) -> dict[str, float]:
