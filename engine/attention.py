@@ -25,7 +25,7 @@ from engine.linear import has_packed_products, product
 IMPLEMENTATION = "flywheel_paged"
 _GROUP_WASTE = 1.25  # a group of decoding requests may read this much more than its members need
 # What a group gathers on a CPU stays in its second-level cache, and in memory that the allocator keeps.
-_GROUP_BYTES_CPU = 1 << 20
+_GROUP_BYTES_CPU = 2 << 20
 _TILE = 128  # queries of a prefill chunk that attend together on a CPU
 
 
