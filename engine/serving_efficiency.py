@@ -331,7 +331,7 @@ def step_time(engine: str, deployment: Deployment) -> RooflineStepTime:
         chunk_s=theta["mixed"] * theta["eager_layer_s"] * q["layers"],
         prefill_pair_s=2 * theta["prefill_pairs"] * q["prefill_pairs"],
         prefill_context_s=theta["kv"] * cached,
-        uncertainty=Uncertainty(relative_sd=fitted()["left_out_error"]["tpot_log_sd"]),
+        uncertainty=Uncertainty(relative_sd=fitted()["left_out_error"]["by_engine"][engine]["tpot_log_sd"]),
     )
 
 

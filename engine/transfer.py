@@ -207,7 +207,7 @@ def predict_profile(
             f"one block of {BLOCK_TOKENS} tokens needs {deployment.kv_bytes_per_token() * BLOCK_TOKENS / 1e6:,.1f} MB"
         )
     if engine is not None:
-        times, fit, method = engine_step_time(engine, deployment), _engine_fit(), _engine_method(engine)
+        times, fit, method = engine_step_time(engine, deployment), _engine_fit(engine), _engine_method(engine)
         scheduler: dict[str, Any] = {}
     else:
         assert source is not None
@@ -300,16 +300,16 @@ def _hardware(deployment: Deployment, price_usd_per_hour: float | None) -> Hardw
     )
 
 
-def _engine_fit() -> FitReport:
-    """The engines' error on models left out of the fit, in the place of an error on steps held out."""
+def _engine_fit(engine: str) -> FitReport:
+    """The engine's error on models left out of the fit, in the place of an error on steps held out."""
     error = fitted()["left_out_error"]
-    tpot = error["all"]["tpot"]
+    own = error["by_engine"][engine]
     return FitReport(
         train_points=0,  # every model was left out in turn
-        held_out_points=error["rows"],
-        median_relative_error=tpot["median"],
-        p95_relative_error=tpot["p95"],
-        max_relative_error=tpot["max"],
+        held_out_points=own["rows"],
+        median_relative_error=own["tpot"]["median"],
+        p95_relative_error=own["tpot"]["p95"],
+        max_relative_error=own["tpot"]["max"],
         train_median_relative_error=error["all"]["tpot_in_fit"]["median"],
         repeat_spread=0.0,
     )

@@ -244,10 +244,18 @@ def main() -> None:
             "tpot_in_fit": error_row(inside[0], rows.tpot_s, chosen),
             "ttft_in_fit": error_row(inside[1], rows.ttft_s, chosen),
         }
-    # The standard deviation of a normal distribution with the same 90 % interval.
-    for name, predicted, measured in (("tpot", tpot, rows.tpot_s), ("ttft", ttft, rows.ttft_s)):
-        spread = np.abs(np.log(predicted / measured))[plain]
-        report[f"{name}_log_sd"] = round(float(np.quantile(spread, 0.9)) / 1.645, 4)
+    report["by_engine"] = {}
+    for engine in ENGINES:
+        own = (rows.backend == engine).to_numpy()
+        spread = np.abs(np.log(tpot / rows.tpot_s))[own]
+        report["by_engine"][engine] = {
+            "rows": int(own.sum()),
+            "tpot": error_row(tpot, rows.tpot_s, own),
+            "ttft": error_row(ttft, rows.ttft_s, own),
+            # of a normal distribution with the same 90 % interval
+            "tpot_log_sd": float(np.quantile(spread, 0.9)) / 1.645,
+        }
+    report = json.loads(json.dumps(report), parse_float=lambda text: float(f"{float(text):.4g}"))
     print(json.dumps(report, indent=1))
     if options.write:
         common, engines, burst = fit.split(fit.x)
