@@ -206,7 +206,7 @@ def describe(profile: Profile) -> list[tuple[str, str]]:
             "Model",
             f"{model.name} ({model.architecture}, {model.parameters / 1e6:,.0f} M parameters, {model.dtype})",
         ),
-        ("Machine", f"{hardware.name} ({hardware.threads} threads)"),
+        ("Machine", hardware.name + (f" ({hardware.threads} threads)" if hardware.device == "cpu" else "")),
         ("Prefill", f"{chunk / prefill:,.0f} tok/s ({chunk} tokens per step)"),
         ("Decode, one request", f"{1 / one:,.1f} tok/s (context {context:,})"),
         (
@@ -216,7 +216,11 @@ def describe(profile: Profile) -> list[tuple[str, str]]:
         (
             "Error on held-out steps",
             f"median {fit.median_relative_error:.1%}, p95 {fit.p95_relative_error:.1%} "
-            f"({fit.held_out_points} of {fit.train_points + fit.held_out_points} points)",
+            + (
+                f"({fit.held_out_points} of {fit.train_points + fit.held_out_points} points)"
+                if profile.kind == "measured"
+                else "(expected from where the method was tested)"
+            ),
         ),
         *_interval_row(profile),
         ("Noise of a repeat", f"{fit.repeat_spread:.1%} (interquartile range)"),

@@ -182,7 +182,7 @@ def predict_profile(
         accelerator: its name in engine.hardware's catalog.
         model: its name (or hub id) in engine/models.json.
         precision: "bf16", "fp8", "fp4" or "int4" weights.
-        tensor_parallel: accelerators of one replica.
+        tensor_parallel: accelerators of one replica, within one machine.
         engine: "vllm", "sglang" or "trtllm"; exactly one of `source` and `engine`.
         price_usd_per_hour: of one accelerator; None takes the catalog's.
 
@@ -195,8 +195,8 @@ def predict_profile(
         )
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}: allowed are {', '.join(PRECISIONS)}")
-    if tensor_parallel < 1 or tensor_parallel & (tensor_parallel - 1):
-        raise InputError(f"tensor_parallel {tensor_parallel}: allowed are 1, 2, 4, 8 …")
+    if tensor_parallel not in (1, 2, 4, 8):
+        raise InputError(f"tensor_parallel {tensor_parallel}: allowed are 1, 2, 4, 8 (one machine)")
     if price_usd_per_hour is not None and not 0 <= price_usd_per_hour < math.inf:
         raise InputError(f"price_usd_per_hour {price_usd_per_hour}: a finite number ≥ 0 is allowed")
     deployment = Deployment(find_model(model), lookup(accelerator), precision, tensor_parallel)
