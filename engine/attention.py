@@ -208,12 +208,15 @@ def _attend_chunk(
     if how.window not in chunk.masks:
         positions = torch.arange(chunk.start, length, device=query.device).view(-1, 1)
         chunk.masks[how.window] = None if plain else _visible(positions, length, how, query)
+    query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))
     out = _softmax_attention(
         how,
-        *(part.transpose(0, 1).unsqueeze(0) for part in (query, key, value)),
+        query,
+        key,
+        value,
         chunk.masks[how.window],
         is_causal=plain,
-        enable_gqa=query.shape[1] != keys.shape[2],
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return out[0].transpose(0, 1)
 
@@ -254,6 +257,7 @@ def _softmax_attention(
         return scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=is_causal, scale=how.scaling, enable_gqa=enable_gqa
         )
+    assert mask is not None  # capped scores are always masked
     if enable_gqa:
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     scores = (query * (how.scaling or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)

@@ -55,6 +55,7 @@ class Request:
         "block_table",
         "cached_tokens",
         "computed_tokens",
+        "draft_tokens",
         "max_output_tokens",
         "output_tokens",
         "preemptions",
@@ -93,6 +94,7 @@ class Request:
         self.state = State.WAITING
         self.computed_tokens = 0  # tokens whose keys and values are in the cache
         self.output_tokens = 0  # tokens produced so far; the newest is not yet computed
+        self.draft_tokens = 0  # guesses that its next decode is to check, and does after `schedule`
         self.cached_tokens = 0  # prompt tokens found in the prefix cache
         self.preemptions = 0
         self.block_table: list[int] = []
@@ -109,22 +111,23 @@ class Chunk(NamedTuple):
     request: Request
     start: int
     tokens: int
-    samples: bool  # reaches the last known token, so the step produces the next one
+    samples: bool  # reaches the last known token, so the step produces the next one, or more with drafts
 
 
 class Step:
-    """One step's batch: a token of each of `decodes`, and the chunks in `prefills`."""
+    """One step's batch: a token of each of `decodes`, with its drafts, and the chunks in `prefills`."""
 
-    __slots__ = ("decodes", "prefills")
+    __slots__ = ("decodes", "has_drafts", "prefills")
 
-    def __init__(self, decodes: list[Request], prefills: list[Chunk]) -> None:
+    def __init__(self, decodes: list[Request], prefills: list[Chunk], has_drafts: bool = False) -> None:
         self.decodes = decodes
         self.prefills = prefills
+        self.has_drafts = has_drafts
 
     @property
     def chunks(self) -> list[Chunk]:
         """Everything in the step, decodes first."""
-        return [Chunk(r, r.computed_tokens, 1, True) for r in self.decodes] + self.prefills
+        return [Chunk(r, r.computed_tokens, 1 + r.draft_tokens, True) for r in self.decodes] + self.prefills
 
     @property
     def is_pure_decode(self) -> bool:
@@ -133,10 +136,16 @@ class Step:
 
     @property
     def prefill(self) -> list[tuple[int, int]]:
-        """(chunk tokens, context tokens) of each prefill chunk, as a `StepTimeModel` takes them."""
-        return [(chunk.tokens, chunk.start) for chunk in self.prefills]
+        """(chunk tokens, context tokens) of each prefill chunk, as a `StepTimeModel` takes them.
+
+        A decode with drafts is one: it has several tokens.
+        """
+        chunks = [(chunk.tokens, chunk.start) for chunk in self.prefills]
+        if self.has_drafts:
+            chunks += [(1 + r.draft_tokens, r.computed_tokens) for r in self.decodes if r.draft_tokens]
+        return chunks
 
     @property
     def decode_contexts(self) -> list[int]:
         """Tokens in the cache of each decoding request, as a `StepTimeModel` takes them."""
-        return [request.computed_tokens for request in self.decodes]
+        return [request.computed_tokens for request in self.decodes if not request.draft_tokens]

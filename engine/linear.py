@@ -173,5 +173,6 @@ def weight_of(module: torch.nn.Module) -> tuple[torch.Tensor | None, torch.Tenso
     if type(module) is torch.nn.Linear:
         return module.weight.detach(), None if module.bias is None else module.bias.detach()
     if type(module) is Conv1D:
-        return module.weight.detach().t(), module.bias.detach()
+        conv: Any = module
+        return conv.weight.detach().t(), conv.bias.detach()
     return None, None

@@ -24,7 +24,7 @@ from engine.model import DTYPES, free_bytes, load_model, load_tokenizer, shape_o
 from engine.profile import ModelShape
 from engine.request import Generation, RequestMetrics, RequestOutput, block_hashes
 from engine.runner import BatchChunk, ModelRunner
-from engine.sampling import SamplingParams, SamplingState, random_key, sample, token_logprobs
+from engine.sampling import SamplingParams, SamplingState, TokenLogprobs, random_key, sample, token_logprobs
 from engine.scheduler import Scheduler
 from engine.support import require_servable
 
@@ -49,6 +49,7 @@ class LLM:
         kv_cache_tokens: int | None = None,
         prefix_caching: bool = True,
         max_waiting_requests: int | None = None,
+        draft_tokens: int = 0,
         seed: int = 0,
     ) -> None:
         """Load `model` (see `engine.model`) and allocate its KV cache.
@@ -62,6 +63,8 @@ class LLM:
             kv_cache_tokens: tokens that the KV cache holds; None takes a share of the free memory.
             prefix_caching: share the blocks of equal prompt beginnings.
             max_waiting_requests: more than that are refused; None is no limit.
+            draft_tokens: most tokens that a step guesses ahead for a request by prompt lookup (`engine.speculation`);
+                the output stays the same.
             seed: of the random weights of "NAME@dummy", and of requests without their own.
 
         Raises:
@@ -87,6 +90,9 @@ class LLM:
         )
         self.scheduler = Scheduler(self.config)
         self.runner = ModelRunner(self.model, self.shape, self.config, device, DTYPES[compute], weights)
+        if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int) or draft_tokens < 0:
+            raise InputError(f"draft_tokens: found {draft_tokens!r}, allowed is a whole number ≥ 0")
+        self.draft_tokens = draft_tokens
         self.seed = seed
         self._ids = itertools.count()
         self._generations: dict[Any, Generation] = {}  # that the scheduler knows, by request id
@@ -198,30 +204,46 @@ class LLM:
     def step(self) -> list[RequestOutput]:
         """Run one batch; gives the outputs that got a token or timed out. Nothing to do gives an empty list."""
         late = self._drop_late()
+        if self.draft_tokens:
+            for generation in self._generations.values():
+                generation.draft(self.draft_tokens)
         step = self.scheduler.schedule()
         if step is None:
             return late
         chunks = step.chunks
         generations = [self._generations[chunk.request.request_id] for chunk in chunks]
+        each = list(zip(generations, chunks, strict=True))
+        sampling = [(generation, chunk) for generation, chunk in each if chunk.samples]
         logits = self.runner.run(
             [
-                BatchChunk(generation.tokens(chunk), chunk.start, chunk.request.block_table, chunk.samples)
-                for chunk, generation in zip(chunks, generations, strict=True)
+                BatchChunk(
+                    generation.tokens(chunk),
+                    chunk.start,
+                    chunk.request.block_table,
+                    1 + chunk.request.draft_tokens if chunk.samples else 0,
+                )
+                for generation, chunk in each
             ]
         )
-        sampling = [g for g, chunk in zip(generations, chunks, strict=True) if chunk.samples]
-        states = [generation.state for generation in sampling]
+        states = [state for generation, chunk in sampling for state in generation.states(chunk)]
         tokens = sample(logits, states) if states else []
-        logprobs = token_logprobs(logits, states, tokens)
-        self.scheduler.complete(step)
+        picked = list(zip(tokens, token_logprobs(logits, states, tokens), strict=True))
+        new: list[list[tuple[int, TokenLogprobs | None]]] = []
+        kept: dict[Request, int] = {}
+        for generation, chunk in sampling:
+            checked = 1 + chunk.request.draft_tokens
+            kept[chunk.request] = generation.keep(chunk, [token for token, _ in picked[:checked]])
+            new.append(picked[: 1 + kept[chunk.request]])
+            del picked[:checked]
+        self.scheduler.complete(step, kept)
         now_s = time.perf_counter()
-        for generation, token, its in zip(sampling, tokens, logprobs, strict=True):
-            if generation.append(token, its, now_s):
+        for (generation, _), its in zip(sampling, new, strict=True):
+            if any(generation.append(token, logprobs, now_s) for token, logprobs in its):
                 self.scheduler.finish(generation.request)
                 del self._generations[generation.output.request_id]
             if generation.held:
                 self._release_held(generation)
-        return late + [generation.output for generation in sampling]
+        return late + [generation.output for generation, _ in sampling]
 
     def cancel(self, request_id: int) -> None:
         """Drop a request and free its blocks at once; what has finished is left alone.

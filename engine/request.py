@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.batch import Chunk, Request, State
 from engine.sampling import SamplingParams, SamplingState, TokenLogprobs
+from engine.speculation import PromptLookup, count_kept
 
 _HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
@@ -28,6 +29,13 @@ class RequestMetrics:
     finished_s: float | None = None
     cached_tokens: int = 0
     preemptions: int = 0
+    draft_tokens: int = 0  # guessed by prompt lookup
+    kept_draft_tokens: int = 0  # and right
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of the guessed tokens that were right; None without guesses."""
+        return self.kept_draft_tokens / self.draft_tokens if self.draft_tokens else None
 
 
 @dataclass
@@ -77,18 +85,46 @@ class Generation:
         self.held: list[
             Generation
         ] = []  # samples of the same prompt that wait until its blocks can be shared
+        self._lookup = PromptLookup()
+        self._drafts: list[int] = []
         self._ends = frozenset(state.end_token_ids)
         self._reader = TextReader(tokenizer, self.params.stop, self.params.min_tokens)
         self._reads = streams or bool(self.params.stop)
 
+    def draft(self, most: int) -> None:
+        """Guess up to `most` tokens for the next step, if it is a decode."""
+        request = self.request
+        decodes = request.output_tokens and request.computed_tokens + 1 == request.total_tokens
+        if decodes and request.state is State.RUNNING:
+            known = self.output.prompt_token_ids + self.output.token_ids
+            self._drafts = self._lookup.guess(known, most)
+            request.draft_tokens = len(self._drafts)
+
     def tokens(self, chunk: Chunk) -> list[int]:
-        """The token ids of a chunk of the prompt and what was produced."""
+        """The token ids of a chunk of the prompt, of what was produced, and of what is guessed."""
         start, end, prompt = chunk.start, chunk.start + chunk.tokens, self.output.prompt_token_ids
         if end <= len(prompt):
             return prompt[start:end]
         if chunk.tokens == 1:
             return [self.output.token_ids[start - len(prompt)]]
-        return (prompt + self.output.token_ids)[start:end]
+        return (prompt + self.output.token_ids + self._drafts)[start:end]
+
+    def states(self, chunk: Chunk) -> list[SamplingState]:
+        """What each token that the chunk may produce is sampled by: after the last known one, after each draft."""
+        known = self.state.output_token_ids
+        guessed = (
+            replace(self.state, output_token_ids=[*known, *self._drafts[: i + 1]])
+            for i in range(chunk.request.draft_tokens)
+        )
+        return [self.state, *guessed]
+
+    def keep(self, chunk: Chunk, picked: Sequence[int]) -> int:
+        """How many drafts of the chunk are the tokens that were picked in their places."""
+        drafts = self._drafts[: chunk.request.draft_tokens]
+        kept = count_kept(drafts, picked)
+        self.output.metrics.draft_tokens += len(drafts)
+        self.output.metrics.kept_draft_tokens += kept
+        return kept
 
     def append(self, token: int, logprobs: TokenLogprobs | None, now_s: float) -> bool:
         """Take the next token; True if the request is over, for whatever reason."""
@@ -103,7 +139,7 @@ class Generation:
             self._reader.read(output.token_ids)
         if self._reader.stopped or token in self._ends:
             self.finish("stop", now_s)
-        elif self.request.state is State.FINISHED:
+        elif len(output.token_ids) == self.params.max_tokens:
             self.finish("length", now_s)
         else:
             output.text = self._reader.text

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Mapping
 from operator import attrgetter
 
 from engine.batch import Chunk, Request, SchedulerConfig, State, Step
@@ -86,6 +87,7 @@ class Scheduler:
         """The next step, its blocks already held; None when there is no work."""
         budget = self.config.max_step_tokens
         decodes: list[Request] = []
+        has_drafts = False
         prefills: list[Chunk] = []
         under_way: list[Request] = []  # their prompts
         position = 0
@@ -97,6 +99,10 @@ class Scheduler:
             elif budget and self._grow(request):
                 decodes.append(request)
                 budget -= 1
+                if request.draft_tokens:
+                    request.draft_tokens = self._grow_for_drafts(request, budget)
+                    budget -= request.draft_tokens
+                    has_drafts = True
         for request in under_way:
             if request.state is not State.RUNNING:
                 continue  # it just gave its blocks to a decode
@@ -104,16 +110,23 @@ class Scheduler:
             if budget:
                 budget -= self._append_chunk(prefills, request, budget)
         self._join(prefills, budget)
-        return Step(decodes, prefills) if decodes or prefills else None
+        return Step(decodes, prefills, has_drafts) if decodes or prefills else None
 
-    def complete(self, step: Step) -> list[Request]:
+    def complete(self, step: Step, kept_drafts: Mapping[Request, int] | None = None) -> list[Request]:
         """Book a step that ran: tokens computed, one produced where a chunk samples; who is done leaves.
 
+        `kept_drafts`: how many drafts of a decode were right; it produces that many tokens more.
         Returns the requests that produced a token, in the order of the step's chunks.
         """
         produced = list(step.decodes)
         for request in step.decodes:
             request.computed_tokens += 1
+        if step.has_drafts:
+            for request in step.decodes:
+                kept = (kept_drafts or {}).get(request, 0)
+                request.computed_tokens += kept
+                request.output_tokens += kept
+                request.draft_tokens = 0
         for chunk in step.prefills:
             chunk.request.computed_tokens += chunk.tokens
             self._remember(chunk)
@@ -141,7 +154,7 @@ class Scheduler:
         Until one finishes or the blocks run out. Nobody who waits can be admitted meanwhile, because room only
         shrinks while everybody decodes. 1 for a step that is not the decode of everybody who runs.
         """
-        if step.prefills or len(step.decodes) != len(self.running):
+        if step.prefills or step.has_drafts or len(step.decodes) != len(self.running):
             return 1
         steps = min(request.max_output_tokens - request.output_tokens for request in step.decodes)
         free = self._pool.free_blocks
@@ -194,6 +207,17 @@ class Scheduler:
                 return False
         request.block_table += self._pool.take(1)
         return True
+
+    def _grow_for_drafts(self, request: Request, budget: int) -> int:
+        """Make room for a decode's drafts; returns for how many there is some without taking it from anybody."""
+        # The step produces a token besides those that it keeps.
+        drafts = min(request.draft_tokens, budget, request.max_output_tokens - request.output_tokens - 1)
+        missing = self._blocks(request.computed_tokens + 1 + drafts) - len(request.block_table)
+        spare = max(0, self._pool.free_blocks - len(self.running))
+        if missing > 0:
+            request.block_table += self._pool.take(min(missing, spare))
+        room = len(request.block_table) * self.config.block_tokens - request.computed_tokens - 1
+        return min(drafts, room)
 
     def _enqueue(self, request: Request) -> None:
         if self.waiting and request.rank < self.waiting[-1].rank:

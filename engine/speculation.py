@@ -1,0 +1,42 @@
+"""Prompt lookup: guess the next tokens from what the text has said before, and check the guesses in one step.
+
+Texts repeat themselves: an answer quotes its prompt, code its names. If the last tokens have stood in the text before,
+what followed them then is the guess (Saxena 2023; checking several guessed tokens in one step is Leviathan et al.
+2023). The step computes the logits after each guess; a guess is kept as long as it is the token that would have been
+picked anyway, so the output is the same with and without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_NGRAMS = (4, 3, 2)  # tokens that must have stood there before; the longest match counts
+
+
+class PromptLookup:
+    """Where each sequence of a few tokens of a growing text stood last."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._last: dict[
+            tuple[int, ...], int
+        ] = {}  # position after the latest one but the very end of the text
+        self._match: int | None = None  # position after what matches the end of the text
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[int]:
+        """Up to `most` tokens that may follow `tokens`, which continue those of the call before; often none."""
+        for token in tokens[len(self._tokens) :]:
+            self._tokens.append(token)
+            end = len(self._tokens)
+            ngrams = [tuple(self._tokens[end - size :]) for size in _NGRAMS if size <= end]
+            self._match = next((self._last[ngram] for ngram in ngrams if ngram in self._last), None)
+            self._last.update(dict.fromkeys(ngrams, end))
+        return [] if self._match is None else self._tokens[self._match : self._match + most]
+
+
+def count_kept(drafts: Sequence[int], picked: Sequence[int]) -> int:
+    """How many of the drafts are the tokens that were picked after the token before them."""
+    kept = 0
+    while kept < len(drafts) and drafts[kept] == picked[kept]:
+        kept += 1
+    return kept
