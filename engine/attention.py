@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -69,6 +69,27 @@ class StepPlan:
     decode_groups: list[DecodeGroup]
     prefill_chunks: list[PrefillChunk]
 
+    def attend(
+        self, how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """As the module's `attend`."""
+        keys, values = self.cache.keys[how.layer], self.cache.values[how.layer]
+        real = len(self.slots)  # the runner may have padded the batch
+        if real < len(key):
+            key, value = key[:real], value[:real]
+        keys.flatten(0, 1).index_copy_(0, self.slots, key)
+        values.flatten(0, 1).index_copy_(0, self.slots, value)
+        if len(query) == 1:
+            return _attend_decodes(how, query, keys, values, self.decode_groups[0])
+        out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+        for group in self.decode_groups:
+            rows = slice(group.first_row, group.first_row + len(group.positions))
+            out[rows] = _attend_decodes(how, query[rows], keys, values, group)
+        for chunk in self.prefill_chunks:
+            rows = slice(chunk.first_row, chunk.first_row + chunk.tokens)
+            out[rows] = _attend_chunk(how, query[rows], keys, values, chunk)
+        return out
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -81,11 +102,21 @@ class Attention:
     slopes: torch.Tensor | None = None  # ALiBi's [heads]
 
 
-_current: ContextVar[StepPlan | None] = ContextVar("step plan", default=None)
+class Plan(Protocol):
+    """How the attention layers of one step attend: `StepPlan` in torch, `engine.device_steps.DevicePlan` in Triton."""
+
+    def attend(
+        self, how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """See `engine.attention.attend`."""
+        ...
+
+
+_current: ContextVar[Plan | None] = ContextVar("step plan", default=None)
 
 
 @contextmanager
-def attending(plan: StepPlan) -> Iterator[None]:
+def attending(plan: Plan) -> Iterator[None]:
     """Make `plan` the one that the model's attention layers follow."""
     token = _current.set(plan)
     try:
@@ -164,22 +195,7 @@ def attend(how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.
     plan = _current.get()
     if plan is None:
         raise RuntimeError("paged attention runs inside engine.attention.attending(plan) only")
-    keys, values = plan.cache.keys[how.layer], plan.cache.values[how.layer]
-    real = len(plan.slots)  # the runner may have padded the batch
-    if real < len(key):
-        key, value = key[:real], value[:real]
-    keys.flatten(0, 1).index_copy_(0, plan.slots, key)
-    values.flatten(0, 1).index_copy_(0, plan.slots, value)
-    if len(query) == 1:
-        return _attend_decodes(how, query, keys, values, plan.decode_groups[0])
-    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    for group in plan.decode_groups:
-        rows = slice(group.first_row, group.first_row + len(group.positions))
-        out[rows] = _attend_decodes(how, query[rows], keys, values, group)
-    for chunk in plan.prefill_chunks:
-        rows = slice(chunk.first_row, chunk.first_row + chunk.tokens)
-        out[rows] = _attend_chunk(how, query[rows], keys, values, chunk)
-    return out
+    return plan.attend(how, query, key, value)
 
 
 def _attend_decodes(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine import kernels
 from engine.attention import PagedCache, PrefillChunk, StepPlan, attending, block_rows, group_decodes
 from engine.fused import fuse_layers
 from engine.linear import prepare_products
@@ -51,6 +52,11 @@ class ModelRunner:
             return [torch.zeros(size, dtype=dtype, device=self.device) for _ in range(shape.layers)]
 
         self.cache = PagedCache(keys=blocks(), values=blocks())
+        self.device_steps: Any = None
+        if kernels.available(self.device):
+            from engine.device_steps import DeviceSteps
+
+            self.device_steps = DeviceSteps(model, self.cache, config, shape)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[BatchChunk]) -> torch.Tensor:
@@ -72,7 +78,13 @@ class ModelRunner:
         wanted = [
             row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - chunk.sample, end)
         ]
-        with attending(self._plan([chunks[i] for i in order])):
+        packed = [chunks[i] for i in order]
+        if self.device_steps is not None:
+            tables, starts = [chunk.block_table for chunk in packed], [chunk.start for chunk in packed]
+            counts = [len(chunk.token_ids) for chunk in packed]
+            found: torch.Tensor = self.device_steps.run(tables, starts, counts, tokens, positions, wanted)
+            return found
+        with attending(self._plan(packed)):
             output = self.model(
                 input_ids=self._rows(tokens).unsqueeze(0),
                 position_ids=self._rows(positions).unsqueeze(0),

@@ -1,0 +1,62 @@
+"""Steps by Triton against steps by torch: same model, same chunks; on a GPU also decodes from a CUDA graph.
+
+Without a GPU the kernels run in Triton's interpreter, which has to be chosen before triton is imported: one test runs
+this file in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+ON_GPU = torch.cuda.is_available()
+RUNS_HERE = ON_GPU or os.environ.get("TRITON_INTERPRET") == "1"
+
+TABLES = ([9, 4, 1], [3, 6], [2, 8], [5])
+# (requests' numbers, tokens from, to) of each step: chunks, a mixture, two decodes, three decodes.
+STEPS = (
+    [(0, 0, 20), (1, 0, 17)],
+    [(0, 20, 33), (1, 17, 18), (2, 0, 1)],
+    [(0, 33, 34), (1, 18, 19)],
+    [(0, 34, 35), (2, 1, 2), (3, 0, 1)],
+)
+
+
+@pytest.mark.skipif(RUNS_HERE, reason="the tests below run in this process")
+def test_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+
+
+@pytest.mark.skipif(not RUNS_HERE, reason="needs a GPU or Triton's interpreter")
+@pytest.mark.parametrize("name", ["llama-tiny@dummy", "bloom-tiny@dummy", "gpt2-tiny@dummy"])
+def test_the_logits_are_those_of_torch(name):
+    from engine.batch import SchedulerConfig
+    from engine.device_steps import DeviceSteps
+    from engine.model import load_model, shape_of
+    from engine.runner import BatchChunk, ModelRunner
+    from engine.support import require_servable
+
+    device = "cuda" if ON_GPU else "cpu"
+    config = SchedulerConfig(block_tokens=16, num_blocks=10)
+    runners = []
+    for where in ("cpu", device):
+        model = load_model(name, "float32", where)
+        require_servable(model, name)
+        runners.append(ModelRunner(model, shape_of(model, name, "float32"), config, where, torch.float32))
+    plain, other = runners
+    if not ON_GPU:
+        other.device_steps = DeviceSteps(other.model, other.cache, config, shape_of(other.model, name, "float32"))
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(500, (len(TABLES), 48), generator=random).tolist()
+    for step in STEPS:
+        chunks = [BatchChunk(tokens[i][a:b], a, TABLES[i]) for i, a, b in step]
+        torch.testing.assert_close(other.run(chunks).cpu(), plain.run(chunks), atol=1e-4, rtol=1e-4)
