@@ -5,8 +5,9 @@ to MKL at every call. Measured on two cores of an AMD EPYC (Zen 5), float32, the
 one row with MKL, 9–12 ms packed (the memory's speed); 580 ms against 245 ms for 512 rows.
 
 int8 (CPU): each output's weights are rounded to 8 bits with a scale of their own, each token's activations too, and
-the products are of integers (the scheme of LLM.int8(), Dettmers et al. 2022, without its outlier columns). The
-vocabulary's product takes activations of 15 bits, as two rows of 8: it decides between close candidates. fp8 (CUDA):
+the products are of integers (the scheme of LLM.int8(), Dettmers et al. 2022, without its outlier columns). Where
+rounding costs the most, activations have 15 bits, as two rows of 8: in the vocabulary's product, which decides between
+close candidates, and in queries and keys, which are multiplied with each other. fp8 (CUDA):
 the same with E4M3 numbers (Micikevicius et al. 2022). A token's scale depends on nothing else in the batch.
 """
 
@@ -22,6 +23,8 @@ from engine.errors import InputError
 # Number formats of weights only, and what everything else is computed in beside them.
 COMPUTE_DTYPES = {"int8": "float32", "fp8": "bfloat16"}
 _LEVELS = 127
+# What families call the products for queries, keys and values.
+_QUERIES_AND_KEYS = {"qkv", "q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn"}
 
 
 def has_packed_products(tensor: torch.Tensor) -> bool:
@@ -131,7 +134,9 @@ def prepare_products(model: Any, weights: str | None = None) -> None:
             if weight is None:
                 continue
             if weights == "int8":
-                setattr(module, name, Int8Linear(weight, bias, fine=child is head))
+                setattr(
+                    module, name, Int8Linear(weight, bias, fine=child is head or name in _QUERIES_AND_KEYS)
+                )
             elif (
                 weights == "fp8" and child is not head and not (weight.shape[0] % 16 or weight.shape[1] % 16)
             ):
