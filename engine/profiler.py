@@ -29,6 +29,7 @@ from engine.grid import GridPoint, default_grid, is_held_out
 from engine.hardware import HardwareInfo, detect
 from engine.power import PowerMeter
 from engine.profile import SCHEMA_VERSION, FitReport, Measurement, Profile
+from engine.quality import measure_quality
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ def measure_profile(
     Args:
         model: whatever `engine.LLM` loads.
         device: "cpu" or "cuda".
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16" or "float16"; weights only: "int8" on a CPU, "fp8" on CUDA.
         price_usd_per_hour: of this machine; None takes the catalog's.
         budget_s: seconds of measuring, after loading; exceeded only where one look at 24 points takes longer.
         seed: order of the measurements.
@@ -84,6 +85,7 @@ def measure_profile(
     planned = len(points)
     report(0.15, "measuring peak speed")
     flops, bandwidth = measure_peaks(device, dtype)
+    quality = measure_quality(llm, model)
     with PowerMeter(device) as load:
         samples, points = _measure(llm, points, budget_s, seed, report)
     measured = [
@@ -127,6 +129,7 @@ def measure_profile(
         memory=_memory(llm, device),
         power={"mean_w": load.mean_w, "idle_w": idle.mean_w, "source": load.source, "reason": load.reason},
         measurements=tuple(measured),
+        quality=quality,
     )
 
 
@@ -213,10 +216,12 @@ def time_step(llm: LLM, chunks: list[BatchChunk]) -> float:
 
 
 def measure_peaks(device: str, dtype: str) -> tuple[float, float]:
-    """What the machine really reaches: (FLOP/s of a large matrix product, bytes/s of reading memory)."""
+    """What the machine really reaches: (FLOP/s of the best large matrix product, bytes/s of reading memory)."""
     import torch
 
-    number = getattr(torch, dtype)
+    from engine.linear import COMPUTE_DTYPES, PackedLinear, has_packed_products
+
+    number = getattr(torch, COMPUTE_DTYPES.get(dtype, dtype))
     side, length = (8192, 2**30) if device == "cuda" else (1536, 2**26)
     a = torch.randn(side, side, device=device, dtype=number)
     data = torch.ones(length, device=device, dtype=torch.float32 if device == "cpu" else number)
@@ -229,7 +234,12 @@ def measure_peaks(device: str, dtype: str) -> tuple[float, float]:
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
-    flops = 2 * side**3 / best_s(lambda: a @ a)
+    products: list[Callable[[], torch.Tensor]] = [lambda: a @ a]
+    if has_packed_products(a):
+        packed = PackedLinear(a)
+        products.append(lambda: packed(a))
+    with torch.inference_mode():
+        flops = 2 * side**3 / min(best_s(product) for product in products)
     bandwidth = data.numel() * data.element_size() / best_s(lambda: data.sum())
     return flops, bandwidth
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from engine import kernels
-from engine.attention import PagedCache, PrefillChunk, StepPlan, attending, block_rows, group_decodes
+from engine.attention import PagedCache, PrefillChunk, StepPlan, attending, block_rows
 from engine.fused import fuse_layers
+from engine.kernels import native
 from engine.linear import prepare_products
 from engine.profile import ModelShape
 from engine.scheduler import SchedulerConfig
@@ -52,6 +53,10 @@ class ModelRunner:
             return [torch.zeros(size, dtype=dtype, device=self.device) for _ in range(shape.layers)]
 
         self.cache = PagedCache(keys=blocks(), values=blocks())
+        self.kernel = None
+        if device == "cpu":
+            shared = shape.attention_heads // shape.kv_heads
+            self.kernel = native.decode_kernel(shared, shape.head_dim, config.block_tokens, dtype)
         self.device_steps: Any = None
         if kernels.available(self.device):
             from engine.device_steps import DeviceSteps
@@ -119,12 +124,14 @@ class ModelRunner:
                 blocks = block_rows([table[: -(-(chunk.start + count) // size)]], self.device)
                 prefills.append(PrefillChunk(len(slots), count, chunk.start, blocks))
             slots += [table[p // size] * size + p % size for p in range(chunk.start, chunk.start + count)]
-        groups = group_decodes(
+        return StepPlan(
+            self.cache,
+            self._tensor(slots),
             [chunk.block_table[: chunk.start // size + 1] for chunk in decodes],
             [chunk.start for chunk in decodes],
-            self.cache,
+            prefills,
+            self.kernel,
         )
-        return StepPlan(self.cache, self._tensor(slots), groups, prefills)
 
     def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)

@@ -53,7 +53,9 @@ def profile(
         Path | None, typer.Option(help="Where to write it (default: out/profiles/MODEL.json).")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16; weights only: int8 (CPU), fp8 (CUDA).")
+    ] = "float32",
     price_usd_per_hour: Annotated[
         float | None, typer.Option(help="What this machine costs per hour (default: from the catalog).")
     ] = None,
