@@ -100,9 +100,11 @@ class Scheduler:
                 decodes.append(request)
                 budget -= 1
                 if request.draft_tokens:
-                    request.draft_tokens = self._grow_for_drafts(request, budget)
-                    budget -= request.draft_tokens
                     has_drafts = True
+        if has_drafts:  # only now that everybody has a token
+            for request in decodes:
+                request.draft_tokens = self._grow_for_drafts(request, budget)
+                budget -= request.draft_tokens
         for request in under_way:
             if request.state is not State.RUNNING:
                 continue  # it just gave its blocks to a decode
@@ -241,6 +243,7 @@ class Scheduler:
         self.running.remove(request)
         self._free(request)
         request.computed_tokens = 0
+        request.draft_tokens = 0
         request.preemptions += 1
         request.state = State.WAITING
         self._enqueue(request)
