@@ -74,7 +74,7 @@ class Int8Linear(torch.nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """rows [..., in], float32, to [..., out]."""
-        flat = rows.view(-1, rows.shape[-1])
+        flat = rows.reshape(-1, rows.shape[-1])
         largest = flat.abs().amax(-1, keepdim=True).clamp_min_(1e-12)
         levels = flat / largest
         if self.fine:
@@ -86,7 +86,7 @@ class Int8Linear(torch.nn.Module):
         out.mul_(largest)
         if self.bias is not None:
             out += self.bias
-        return out.view(*rows.shape[:-1], -1)
+        return out.view(*rows.shape[:-1], out.shape[-1])
 
 
 def _int8_product(levels: torch.Tensor, weight: Any) -> torch.Tensor:
@@ -112,7 +112,7 @@ class Fp8Linear(torch.nn.Module):
         out = torch._scaled_mm(
             flat, self.weight.t(), scales, self.scales.t(), self.bias, out_dtype=rows.dtype
         )
-        return out.view(*rows.shape[:-1], -1)
+        return out.view(*rows.shape[:-1], out.shape[-1])
 
 
 def _to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,12 +137,14 @@ def prepare_products(model: Any, weights: str | None = None) -> None:
                 setattr(
                     module, name, Int8Linear(weight, bias, fine=child is head or name in _QUERIES_AND_KEYS)
                 )
-            elif (
-                weights == "fp8" and child is not head and not (weight.shape[0] % 16 or weight.shape[1] % 16)
-            ):
+            elif weights == "fp8" and child is not head and _fits_fp8(weight):
                 setattr(module, name, Fp8Linear(weight, bias))
             elif weights is None and has_packed_products(weight):
                 setattr(module, name, PackedLinear(weight, bias))
+
+
+def _fits_fp8(weight: torch.Tensor) -> bool:
+    return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
 
 
 def weight_bytes(model: Any, weights: str | None = None) -> int:
@@ -154,7 +156,7 @@ def weight_bytes(model: Any, weights: str | None = None) -> int:
     tied = head.weight is model.get_input_embeddings().weight
     for module in model.modules():
         weight, _ = weight_of(module)
-        if weight is not None and (weights == "int8" or module is not head):
+        if weight is not None and (weights == "int8" or (module is not head and _fits_fp8(weight))):
             plain -= (0 if module is head and tied else weight.nbytes) - weight.numel()
     return plain
 
@@ -165,7 +167,8 @@ def require_weights(dtype: str, device: str) -> None:
         raise InputError(
             "dtype 'int8': allowed on a processor with VNNI only; allowed here: float32, bfloat16"
         )
-    if dtype == "fp8" and not (device != "cpu" and torch.cuda.get_device_capability() >= (8, 9)):
+    on_cuda = device.startswith("cuda") and torch.cuda.is_available()
+    if dtype == "fp8" and not (on_cuda and torch.cuda.get_device_capability(device) >= (8, 9)):
         raise InputError(
             "dtype 'fp8': allowed on CUDA devices from Ada and Hopper on; allowed here: bfloat16"
         )
