@@ -7,7 +7,7 @@ import copy
 import math
 import random
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -311,11 +311,11 @@ def test_the_real_model_repeats_a_text_in_fewer_steps(smollm2: LLM) -> None:
     assert outs[0].metrics.acceptance_rate > 0.5
     assert rates(wanted) == [None] * 3
     texts = [out.text for out in smollm2.stream(prompts[1], params[1])]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert texts[-1] == wanted[1].text
 
 
 @pytest.mark.parametrize("draft_tokens", [-1, 1.5, True, "3"])
 def test_bad_draft_tokens_are_named(draft_tokens: object) -> None:
-    with pytest.raises(InputError, match="draft_tokens: found .*, allowed is a whole number"):
+    with pytest.raises(InputError, match=r"draft_tokens: found .*, allowed is a whole number"):
         tiny(draft_tokens=draft_tokens)
