@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.scheduler import SchedulerConfig
 
-CHUNKS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # tokens
+CHUNKS = (4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # tokens
 BATCHES = (1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # requests
 LONGEST_TOKENS = 4096  # context
 

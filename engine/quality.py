@@ -35,7 +35,8 @@ def fixed_text() -> str:
 
 
 def measure_quality(llm: LLM, name: str) -> Quality | None:
-    """The quality of a loaded model by the name that it was loaded with; None for random weights.
+    """The quality of a loaded model by the name that it was loaded with; None for random weights, or a tokenizer
+    that doesn't know the text.
 
     In another format than float32 the model is loaded once more, in float32, if it fits.
     """
@@ -45,6 +46,9 @@ def measure_quality(llm: LLM, name: str) -> Quality | None:
     if llm.tokenizer is None or name.endswith("@dummy"):
         return None
     token_ids = llm.tokenizer(fixed_text())["input_ids"]
+    token_ids = token_ids[: min(llm.shape.max_context_tokens, llm.config.cache_tokens)]
+    if len(token_ids) < 2:
+        return None
     found = perplexity(llm, token_ids)
     if llm.shape.dtype == "float32":
         return Quality(found, found, len(token_ids))
