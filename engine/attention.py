@@ -236,7 +236,10 @@ def _attend_group(
     kv_heads = keys.shape[2]
     key, value = (_gather(cache, group.blocks).transpose(1, 2) for cache in (keys, values))
     if how.window not in group.masks:
-        group.masks[how.window] = _visible(group.positions.view(-1, 1, 1, 1), key.shape[2], how, query)
+        mask = _visible(group.positions.view(-1, 1, 1, 1), key.shape[2], how, query)
+        if how.slopes is not None:  # a bias for each head
+            mask = mask.reshape(requests, kv_heads, heads // kv_heads, -1)
+        group.masks[how.window] = mask
     # The queries that share a key head take the place of query positions: nothing is repeated.
     query = query.reshape(requests, kv_heads, heads // kv_heads, head_dim)
     out = _softmax_attention(how, query, key, value, group.masks[how.window])
