@@ -64,7 +64,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(WORKLOADS, CONFIGS, st.integers(1, 9), st.integers(0, 2**32), st.booleans())
 def test_guesses_lose_nothing_and_take_nothing(workload, config, most, seed, cancels) -> None:
     rng = random.Random(seed)
