@@ -35,6 +35,7 @@ __all__ = [
     "Profile",
     "RooflineStepTime",
     "StepTimeModel",
+    "TrainingPoint",
     "describe",
 ]
 
@@ -90,6 +91,18 @@ class FitReport:
 
 
 @dataclass(frozen=True)
+class TrainingPoint:
+    """One optimizer step of `batch_sequences` × `sequence_tokens`: the median of several, after warm-up."""
+
+    batch_sequences: int
+    sequence_tokens: int
+    step_s: float
+    tokens_per_s: float
+    mfu: float
+    peak_memory_bytes: int  # CUDA: allocated; CPU: resident, weights and interpreter included
+
+
+@dataclass(frozen=True)
 class Profile:
     """Measured (or predicted) speed, memory, power and cost of one model on one machine.
 
@@ -112,6 +125,7 @@ class Profile:
     power: dict[str, Any]
     measurements: tuple[Measurement, ...] = field(default=())
     quality: Quality | None = None  # of the number format; None: random weights, or not measured
+    training: tuple[TrainingPoint, ...] = ()  # none: `method["training"]` says why
 
     def step_time(
         self, prefill: Sequence[tuple[int, int]] = (), decode_contexts: Sequence[int] = ()
@@ -231,6 +245,8 @@ def describe(profile: Profile) -> list[tuple[str, str]]:
     ]
     if profile.quality is not None:
         rows.append(("Perplexity", _quality(profile.quality, model.dtype)))
+    if profile.training or "training" in profile.method:
+        rows.append(("Training", _training(profile)))
     if "peak_rss_bytes" in profile.memory:
         rows.append(("Peak memory of the process", _bytes(profile.memory["peak_rss_bytes"])))
     if profile.power.get("mean_w") is not None:
@@ -281,6 +297,16 @@ def _quality(quality: Quality, dtype: str) -> str:
     if dtype != "float32" and quality.increase is not None:
         text += f" ({quality.increase:+.1%} against float32)"
     return text
+
+
+def _training(profile: Profile) -> str:
+    if not profile.training:
+        return f"not measured: {profile.method['training']}"
+    best = max(profile.training, key=lambda point: point.tokens_per_s)
+    return (
+        f"{best.tokens_per_s:,.0f} tok/s, MFU {best.mfu:.0%}, {_bytes(best.peak_memory_bytes)} at the peak "
+        f"({best.batch_sequences} × {best.sequence_tokens} tokens per step)"
+    )
 
 
 def _bytes(count: float) -> str:

@@ -7,7 +7,7 @@ timed on the real runner, with block tables scattered over the cache as they are
 Method: passes over the whole grid, each in a new random order, so that a machine that slows down or speeds up
 biases no corner of the grid; the first run of a short step is thrown away; the median of a point's repeats counts
 (it ignores interruptions, while a minimum would describe a machine that nobody rents). Every fourth point is held
-out of the fit and only judges it.
+out of the fit and only judges it. At last a few optimizer steps are timed (`engine.training_profile`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.fit import fit_step_time, relative_errors
 from engine.grid import GridPoint, default_grid, is_held_out
 from engine.hardware import HardwareInfo, detect
 from engine.power import PowerMeter
-from engine.profile import SCHEMA_VERSION, FitReport, Measurement, Profile
+from engine.profile import SCHEMA_VERSION, FitReport, Measurement, Profile, TrainingPoint
 from engine.quality import measure_quality
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ ProgressReport = Callable[[float, str], None]
 _MIN_PASSES, _MAX_PASSES = 2, 15
 _MIN_POINTS = 24
 _SHORT_S = 0.1
+_TRAINING_SHARE = 0.125  # of the budget
 
 
 def measure_profile(
@@ -53,6 +54,7 @@ def measure_profile(
     seed: int = 0,
     progress: ProgressReport | None = None,
     grid: Sequence[GridPoint] | None = None,
+    training: bool = True,
 ) -> Profile:
     """Load `model`, time its steps for about `budget_s` seconds, fit, and price the tokens.
 
@@ -65,12 +67,14 @@ def measure_profile(
         seed: order of the measurements.
         progress: called with (fraction done, what is being done).
         grid: other points than `default_grid`.
+        training: spend an eighth of the budget on optimizer steps.
 
     Raises:
         InputError: bad argument, unknown model or device.
     """
     if not 0 < budget_s < float("inf"):
         raise InputError(f"budget_s {budget_s}: a positive number of seconds is allowed")
+    training_s = _TRAINING_SHARE * budget_s if training else 0.0
     report = progress or (lambda _fraction, _what: None)
     hardware = detect(device, price_usd_per_hour)
     report(0.0, "loading the model")
@@ -87,24 +91,36 @@ def measure_profile(
     flops, bandwidth = measure_peaks(device, dtype)
     quality = measure_quality(llm, model)
     with PowerMeter(device) as load:
-        samples, points = _measure(llm, points, budget_s, seed, report)
+        samples, points = _measure(llm, points, budget_s - training_s, seed, report)
     measured = [
         _measurement(point, times, held_out=is_held_out(i))
         for i, (point, times) in enumerate(zip(points, samples, strict=True))
     ]
-    report(0.98, "fitting")
     coefficients, fit = fit_and_judge(measured)
     hardware = _complete(hardware, flops, bandwidth, idle, load)
-    config = llm.config
+    shape, config, memory = llm.shape, llm.config, _memory(llm, device)
+    method: dict[str, Any] = {}
+    steps: tuple[TrainingPoint, ...] = ()
+    if training:
+        from engine.training_profile import measure_training
+
+        report(1 - 0.8 * _TRAINING_SHARE, "measuring training steps")
+        del llm  # training needs its memory
+        steps, reason = measure_training(
+            model, shape, device, budget_s=training_s, machine_flops=flops, seed=seed
+        )
+        if reason is not None:
+            method["training"] = reason
     report(1.0, "done")
     return Profile(
         schema_version=SCHEMA_VERSION,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kind="measured",
-        model=llm.shape,
+        model=shape,
         hardware=hardware,
         software=software_versions(),
-        method={
+        method=method
+        | {
             "seed": seed,
             "budget_s": budget_s,
             "grid_points_planned": planned,
@@ -123,13 +139,14 @@ def measure_profile(
             hardware.price_usd_per_hour,
             max_step_tokens=config.max_step_tokens,
             max_running_requests=config.max_running_requests,
-            max_context_tokens=llm.shape.max_context_tokens,
+            max_context_tokens=shape.max_context_tokens,
             cache_tokens=config.cache_tokens,
         ),
-        memory=_memory(llm, device),
+        memory=memory,
         power={"mean_w": load.mean_w, "idle_w": idle.mean_w, "source": load.source, "reason": load.reason},
         measurements=tuple(measured),
         quality=quality,
+        training=steps,
     )
 
 
@@ -173,7 +190,10 @@ def _measure(
             spent = time.perf_counter() - began
             if number == 0 and spent > budget_s and sum(map(bool, samples)) >= _MIN_POINTS:
                 break  # a machine so slow that even one pass takes longer: the rest of the grid is left out
-            report(0.17 + 0.8 * min(1.0, spent / budget_s), f"measuring steps, pass {number + 1}")
+            report(
+                0.17 + 0.8 * (1 - _TRAINING_SHARE) * min(1.0, spent / budget_s),
+                f"measuring steps, pass {number + 1}",
+            )
             first_s = time_step(llm, batches[index])
             if first_s >= _SHORT_S:
                 samples[index].append(first_s)

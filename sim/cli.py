@@ -60,6 +60,9 @@ def profile(
         float | None, typer.Option(help="What this machine costs per hour (default: from the catalog).")
     ] = None,
     budget_s: Annotated[float, typer.Option(help="Seconds to spend on measuring.")] = 60.0,
+    training: Annotated[
+        bool, typer.Option(help="Measure optimizer steps too, in an eighth of the budget.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Order of the measurements.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -77,6 +80,7 @@ def profile(
             budget_s=budget_s,
             seed=seed,
             progress=report,
+            training=training,
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     measured.save(target)

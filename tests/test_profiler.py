@@ -220,6 +220,8 @@ def test_a_real_model_is_profiled_end_to_end(tiny_model: Path, tmp_path: Path) -
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0.0, 1.0)
     assert profile.scheduler_config().max_step_tokens == profile.scheduler["max_step_tokens"]
+    assert (profile.training[0].batch_sequences, profile.training[0].sequence_tokens) == (1, 64)
+    assert "tok/s, MFU" in dict(describe(profile))["Training"]
     profile.save(tmp_path / "tiny.json")
     assert Profile.load(tmp_path / "tiny.json") == profile
     assert all(label and value for label, value in describe(profile))
@@ -227,6 +229,8 @@ def test_a_real_model_is_profiled_end_to_end(tiny_model: Path, tmp_path: Path) -
 
 def test_the_default_grid_runs_on_a_real_model(tiny_model: Path) -> None:
     pytest.importorskip("engine.llm")
-    profile = measure_profile(str(tiny_model), budget_s=2.0)
+    profile = measure_profile(str(tiny_model), budget_s=2.0, training=False)
+    assert profile.training == ()
+    assert "Training" not in dict(describe(profile))
     assert {point.kind for point in profile.measurements} == {"prefill", "decode", "mixed"}
     assert profile.fit.held_out_points >= 5
