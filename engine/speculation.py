@@ -18,20 +18,25 @@ class PromptLookup:
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
-        self._last: dict[
-            tuple[int, ...], int
-        ] = {}  # position after the latest one but the very end of the text
+        # Of each, the position after the latest one but the very end of the text.
+        self._last: dict[tuple[int, ...], int] = {}
         self._match: int | None = None  # position after what matches the end of the text
 
     def guess(self, tokens: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens that may follow `tokens`, which continue those of the call before; often none."""
+        """`most` tokens that may follow `tokens`, which continue those of the call before; often none."""
         for token in tokens[len(self._tokens) :]:
             self._tokens.append(token)
             end = len(self._tokens)
             ngrams = [tuple(self._tokens[end - size :]) for size in _NGRAMS if size <= end]
             self._match = next((self._last[ngram] for ngram in ngrams if ngram in self._last), None)
             self._last.update(dict.fromkeys(ngrams, end))
-        return [] if self._match is None else self._tokens[self._match : self._match + most]
+        if self._match is None:
+            return []
+        guess: list[int] = []
+        for position in range(self._match, self._match + most):  # past the end it repeats itself
+            beyond = position - len(self._tokens)
+            guess.append(self._tokens[position] if beyond < 0 else guess[beyond])
+        return guess
 
 
 def count_kept(drafts: Sequence[int], picked: Sequence[int]) -> int:

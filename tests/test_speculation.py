@@ -23,10 +23,13 @@ TOKENS = st.lists(st.integers(0, 3), max_size=60)
 
 
 def naive_guess(tokens: list[int], most: int) -> list[int]:
-    """What followed the latest earlier occurrence of the longest of the last 4, 3 or 2 tokens."""
+    """What followed the latest earlier occurrence of the longest of the last 4, 3 or 2 tokens, and on in that loop."""
+    original = len(tokens)
     for size in (4, 3, 2):
         for end in range(len(tokens) - 1, size - 1, -1):
             if tokens[end - size : end] == tokens[-size:]:
+                while len(tokens) < end + most:  # a text that loops goes on looping
+                    tokens = [*tokens, tokens[end + len(tokens) - original]]
                 return tokens[end : end + most]
     return []
 
