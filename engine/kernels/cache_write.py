@@ -40,7 +40,7 @@ def write_cache(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _write_kernel(
     key,
     value,

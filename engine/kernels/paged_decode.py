@@ -50,14 +50,17 @@ class DecodeWorkspace:
 
 
 def decode_splits(requests: int, heads: int, kv_heads: int, most_tokens: int, device: torch.device) -> int:
-    """Parts in which each context is read, so that the device is full; a part has 64 tokens at least."""
+    """Parts in which each context is read, so that the device is full and a full context's part has tokens to read.
+
+    A power of two, because each number is a kernel to compile.
+    """
     multiprocessors = 1
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     shared = heads // kv_heads
     programs = requests * kv_heads * triton.cdiv(shared, min(_MOST_QUERIES, padded(shared)))
     wanted = triton.cdiv(_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, programs)
-    return max(1, min(wanted, triton.cdiv(most_tokens, 64), _MOST_SPLITS))
+    return triton.next_power_of_2(max(1, min(wanted, triton.cdiv(most_tokens, 64), _MOST_SPLITS)))
 
 
 def paged_decode(
@@ -138,7 +141,8 @@ def paged_decode(
     return out
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+# Slices of a step's arrays begin anywhere: no kernel of its own for those that begin at a multiple of 16 bytes.
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["tables", "lengths"])
 def _decode_kernel(
     query,
     keys,

@@ -92,7 +92,11 @@ def _tiles(block_dim: int, element_bytes: int) -> tuple[int, int, int]:
     return (128, 64, 3) if block_dim <= 128 else (128, 32, 2)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+# Slices of a step's arrays begin anywhere: no kernel of its own for those that begin at a multiple of 16 bytes.
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["tables", "first_rows", "starts"],
+)
 def _prefill_kernel(
     query,
     keys,
