@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from engine import kernels
@@ -50,7 +52,7 @@ class ModelRunner:
         size = (config.num_blocks, config.block_tokens, shape.kv_heads, shape.head_dim)
 
         def blocks() -> list[torch.Tensor]:
-            return [torch.zeros(size, dtype=dtype, device=self.device) for _ in range(shape.layers)]
+            return [_zeros(size, dtype, self.device) for _ in range(shape.layers)]
 
         self.cache = PagedCache(keys=blocks(), values=blocks())
         self.kernel = None
@@ -135,6 +137,13 @@ class ModelRunner:
 
     def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU in memory that the system gives only once something is written there."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, np.uint8)).view(dtype).view(size)
 
 
 def _packing_key(chunk: BatchChunk) -> tuple[bool, int]:
