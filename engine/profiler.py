@@ -88,6 +88,7 @@ def measure_profile(
     points = list(grid) if grid is not None else default_grid(llm.config, llm.shape.max_context_tokens)
     planned = len(points)
     report(0.15, "measuring peak speed")
+    fill_cache(llm)
     flops, bandwidth = measure_peaks(device, dtype)
     quality = measure_quality(llm, model)
     with PowerMeter(device) as load:
@@ -204,6 +205,12 @@ def _measure(
             break
     kept = [index for index, times in enumerate(samples) if times]
     return [samples[index] for index in kept], [points[index] for index in kept]
+
+
+def fill_cache(llm: LLM) -> None:
+    """Write the whole KV cache, as hours of serving do: memory that nobody has written yet is read too fast."""
+    for part in (*llm.runner.cache.keys, *llm.runner.cache.values):
+        part.fill_(0.5)
 
 
 def build_batch(llm: LLM, point: GridPoint, rng: random.Random) -> list[BatchChunk]:

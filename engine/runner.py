@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine import kernels
@@ -140,10 +140,16 @@ class ModelRunner:
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU in memory that the system gives only once something is written there."""
+    """Zeros; on a CPU in memory that the system gives only once something is written there, in huge pages.
+
+    Blocks lie anywhere in the cache: with pages of 4 KB, looking their addresses up takes longer than reading them.
+    """
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, np.uint8)).view(dtype).view(size)
+    memory = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(size)
 
 
 def _packing_key(chunk: BatchChunk) -> tuple[bool, int]:

@@ -54,7 +54,9 @@ def test_the_logits_are_those_of_torch(name):
         runners.append(ModelRunner(model, shape_of(model, name, "float32"), config, where, torch.float32))
     plain, other = runners
     if not ON_GPU:
-        other.device_steps = DeviceSteps(other.model, other.cache, config, shape_of(other.model, name, "float32"))
+        other.device_steps = DeviceSteps(
+            other.model, other.cache, config, shape_of(other.model, name, "float32")
+        )
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(500, (len(TABLES), 48), generator=random).tolist()
     for step in STEPS:

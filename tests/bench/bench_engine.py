@@ -28,7 +28,7 @@ from rich.table import Table
 
 from engine import LLM, SamplingParams
 from engine.model import load_model
-from engine.profiler import measure_peaks, time_step
+from engine.profiler import fill_cache, measure_peaks, time_step
 from engine.runner import BatchChunk
 
 REQUESTS, OUTPUT_TOKENS = 64, 64
@@ -98,6 +98,7 @@ def main() -> None:
             f"{peers['requests'] / seconds:.1f}×" if peers else "",
             f"{floor_s / seconds:.0%}" if dtype == dtypes[0] else "", same,
         )  # fmt: skip
+        fill_cache(llm)
         context = CONTEXT_TOKENS[device]
         for batch in BATCHES[device]:
             step_s = best_step_s(llm, decode_batch(llm, batch, context))
