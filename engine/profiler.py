@@ -50,7 +50,7 @@ def measure_profile(
     device: str = "cpu",
     dtype: str = "float32",
     price_usd_per_hour: float | None = None,
-    budget_s: float = 40.0,
+    budget_s: float = 50.0,
     seed: int = 0,
     progress: ProgressReport | None = None,
     grid: Sequence[GridPoint] | None = None,

@@ -59,7 +59,7 @@ def profile(
     price_usd_per_hour: Annotated[
         float | None, typer.Option(help="What this machine costs per hour (default: from the catalog).")
     ] = None,
-    budget_s: Annotated[float, typer.Option(help="Seconds to spend on measuring.")] = 40.0,
+    budget_s: Annotated[float, typer.Option(help="Seconds to spend on measuring.")] = 50.0,
     training: Annotated[
         bool, typer.Option(help="Measure optimizer steps too, in an eighth of the budget.")
     ] = True,
