@@ -29,6 +29,7 @@ from engine.scheduler import Scheduler
 from engine.support import require_servable
 
 _BLOCK_TOKENS = 16
+_LIMITS = {"cpu": (64, 512), "cuda": (256, 8192)}  # requests, tokens of a step
 _MOST_CACHE_TOKENS_CPU = 32_768  # more than the batch of a CPU ever fills
 _FREE_MEMORY_SHARE = {"cpu": 0.3, "cuda": 0.8}
 
@@ -44,8 +45,8 @@ class LLM:
         device: str = "cpu",
         dtype: str = "float32",
         *,
-        max_running_requests: int = 64,
-        max_step_tokens: int = 512,
+        max_running_requests: int | None = None,
+        max_step_tokens: int | None = None,
         kv_cache_tokens: int | None = None,
         prefix_caching: bool = True,
         max_waiting_requests: int | None = None,
@@ -58,8 +59,9 @@ class LLM:
             model: "smollm2-135m", a path, a hub id, or "NAME@dummy".
             device: "cpu" or "cuda".
             dtype: "float32", "bfloat16" or "float16"; weights only: "int8" on a CPU, "fp8" on CUDA.
-            max_running_requests: most requests decoding together.
-            max_step_tokens: token budget of one step, decodes and prompt chunks together.
+            max_running_requests: most requests decoding together; None: 64 on a CPU, 256 on CUDA.
+            max_step_tokens: token budget of one step, decodes and prompt chunks together; None: 512 on a CPU, 8192 on
+                CUDA.
             kv_cache_tokens: tokens that the KV cache holds; None takes a share of the free memory.
             prefix_caching: share the blocks of equal prompt beginnings.
             max_waiting_requests: more than that are refused; None is no limit.
@@ -70,6 +72,9 @@ class LLM:
         Raises:
             InputError: no such model or device, an architecture that can't be served, too little memory.
         """
+        most_requests, most_tokens = _LIMITS["cpu" if device == "cpu" else "cuda"]
+        max_running_requests = most_requests if max_running_requests is None else max_running_requests
+        max_step_tokens = most_tokens if max_step_tokens is None else max_step_tokens
         require_weights(dtype, device)
         compute, weights = COMPUTE_DTYPES.get(dtype, dtype), dtype if dtype in COMPUTE_DTYPES else None
         self.model = load_model(model, compute, device, seed)
