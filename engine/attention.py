@@ -2,9 +2,9 @@
 
 A step's tokens are packed into one sequence [1, tokens]; transformers calls the function registered here in each
 layer instead of its own attention. New keys and values are written to their slots in the cache; then decoding
-requests attend together, grouped by length so that little is padded, and each prefill chunk attends to its
-context and causally to itself. softmax(QKᵀ/√d)V as in Vaswani et al. 2017; grouped queries (Ainslie et al. 2023)
-share keys and values without repeating them.
+requests attend together, by a compiled kernel or, grouped by length so that little is padded, by torch, and each
+prefill chunk attends to its context and causally to itself. softmax(QKᵀ/√d)V as in Vaswani et al. 2017; grouped
+queries (Ainslie et al. 2023) share keys and values without repeating them.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ class DecodeGroup:
     """Decoding requests of similar length in consecutive rows of the packed batch, each asking for one token."""
 
     first_row: int
-    blocks: (
-        torch.Tensor | slice
-    )  # [requests, blocks] padded with block 0; a slice if one request's are neighbours
+    blocks: torch.Tensor | slice  # as `block_rows` gives them
     positions: torch.Tensor  # [requests] position of the asking token
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # by sliding window
 
@@ -58,7 +56,7 @@ class PrefillChunk:
     first_row: int
     tokens: int
     start: int  # tokens in the cache before the chunk
-    blocks: torch.Tensor | slice  # [1, blocks], or a slice if they are neighbours
+    blocks: torch.Tensor | slice  # as `block_rows` gives them
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
 
@@ -81,10 +79,8 @@ class StepPlan:
     @cached_property
     def decode_arrays(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Decodes for the kernel: tables [decodes, blocks] and lengths [decodes], int32."""
-        width = len(self.decode_tables[-1])
-        rows = [[*table, *[0] * (width - len(table))] for table in self.decode_tables]
         lengths = torch.tensor(self.decode_positions, dtype=torch.int32).add_(1)
-        return torch.tensor(rows, dtype=torch.int32), lengths
+        return torch.tensor(padded_tables(self.decode_tables), dtype=torch.int32), lengths
 
     def attend(
         self, how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -186,13 +182,18 @@ def group_decodes(
 
 
 def block_rows(tables: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor | slice:
-    """Block tables as rows, padded with block 0 to the length of the last; neighbours of one request as a slice,
-    which need no copying."""
-    longest = tables[-1]
-    if len(tables) == 1 and longest[-1] - longest[0] == len(longest) - 1 and list(longest) == sorted(longest):
-        return slice(longest[0], longest[-1] + 1)
-    rows = [[*table, *[0] * (len(longest) - len(table))] for table in tables]
-    return torch.tensor(rows, device=device)
+    """Block tables [requests, blocks], padded; a single one whose blocks are neighbours as a slice, which needs no
+    copying."""
+    only = tables[0]
+    if len(tables) == 1 and only[-1] - only[0] == len(only) - 1 and list(only) == sorted(only):
+        return slice(only[0], only[-1] + 1)
+    return torch.tensor(padded_tables(tables), device=device)
+
+
+def padded_tables(tables: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Block tables, padded with block 0 to the length of the longest."""
+    width = max(map(len, tables), default=1)
+    return [[*table, *[0] * (width - len(table))] for table in tables]
 
 
 def paged_attention(

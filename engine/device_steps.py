@@ -7,19 +7,23 @@ at its first use; rows that a batch leaves empty write to no slot and attend to 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine.attention import Attention, PagedCache, attending
+from engine.attention import Attention, PagedCache, attending, padded_tables
 from engine.batch import SchedulerConfig
 from engine.kernels.cache_write import write_cache
 from engine.kernels.paged_decode import DecodeWorkspace, paged_decode
 from engine.kernels.paged_prefill import paged_prefill
 from engine.kernels.softmax import Options
 from engine.profile import ModelShape
+
+if TYPE_CHECKING:
+    from engine.runner import BatchChunk
 
 _LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # requests
 
@@ -95,20 +99,16 @@ class DeviceSteps:
 
     def run(
         self,
-        tables: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        counts: Sequence[int],
+        packed: Sequence[BatchChunk],
         tokens: list[int],
         positions: list[int],
+        slots: list[int],
         wanted: list[int],
     ) -> torch.Tensor:
-        """Logits [wanted, vocab] of a packed step; decodes (count 1) come first. One table, start and count each."""
-        size = self.config.block_tokens
-        slots = [
-            table[p // size] * size + p % size
-            for table, start, count in zip(tables, starts, counts, strict=True)
-            for p in range(start, start + count)
-        ]
+        """Logits [wanted, vocab] of a packed step, decodes (chunks of one token) first; tokens, positions and slots
+        are those of its rows."""
+        tables, starts = [chunk.block_table for chunk in packed], [chunk.start for chunk in packed]
+        counts = [len(chunk.token_ids) for chunk in packed]
         decodes = counts.count(1)
         rung = next((rung for rung in _LADDER if rung >= decodes), None)
         if decodes == len(counts) and rung is not None and self.device.type == "cuda":
@@ -117,9 +117,7 @@ class DeviceSteps:
         first_rows = [decodes]
         for count in counts[decodes:]:
             first_rows.append(first_rows[-1] + count)
-        numbers = self._copied(
-            [tokens, positions, slots, wanted, lengths, first_rows, list(starts[decodes:])], torch.int32
-        )
+        numbers = self._copied([tokens, positions, slots, wanted, lengths, first_rows, starts[decodes:]])
         token_ids, position_ids, slots_there, rows, lengths_there, first_rows_there, starts_there = numbers
         plan = DevicePlan(
             self.cache,
@@ -159,7 +157,7 @@ class DeviceSteps:
             *(start + 1 for start in starts),
             *zeros,
         ]
-        here, order = self._copied([rows, wanted], torch.int32)
+        here, order = self._copied([rows, wanted])
         captured.numbers.copy_(here)
         there = self._tables(tables)
         captured.tables[: len(tables), : there.shape[1]].copy_(there)
@@ -213,13 +211,13 @@ class DeviceSteps:
 
     def _tables(self, tables: Sequence[Sequence[int]]) -> torch.Tensor:
         """Block tables as one array, padded with block 0."""
-        width = max(map(len, tables), default=1)
-        padded = [number for table in tables for number in (*table, *[0] * (width - len(table)))]
-        return self._copied([padded], torch.int32)[0].view(len(tables), width)
+        rows = padded_tables(tables)
+        (flat,) = self._copied([list(itertools.chain.from_iterable(rows))])
+        return flat.view(len(rows), len(rows[0]) if rows else 1)
 
-    def _copied(self, parts: Sequence[list[int]], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """Lists of numbers, brought to the device by one copy that the host doesn't wait for."""
-        here = torch.tensor([number for part in parts for number in part], dtype=dtype)
+    def _copied(self, parts: Sequence[list[int]]) -> tuple[torch.Tensor, ...]:
+        """Lists of numbers, int32, brought to the device by one copy that the host doesn't wait for."""
+        here = torch.tensor(list(itertools.chain.from_iterable(parts)), dtype=torch.int32)
         if self.device.type == "cuda":
             here = here.pin_memory()
         there = here.to(self.device, non_blocking=True)

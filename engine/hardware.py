@@ -147,15 +147,15 @@ def lookup(name: str) -> Accelerator:
     Raises:
         InputError: no such accelerator (names the nearest one), or the name fits several rows.
     """
-    wanted = _squeeze(name)
-    fitting = [row for row in CATALOG if _squeeze(row.name) == wanted]
-    fitting = fitting or [row for row in CATALOG if wanted and _squeeze(row.name).startswith(wanted)]
+    wanted = squeezed(name)
+    fitting = [row for row in CATALOG if squeezed(row.name) == wanted]
+    fitting = fitting or [row for row in CATALOG if wanted and squeezed(row.name).startswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]
     names = [row.name for row in CATALOG]
     if fitting:
         raise InputError(f"accelerator {name!r} fits several: {', '.join(row.name for row in fitting)}")
-    by_key = {_squeeze(known): known for known in names}
+    by_key = {squeezed(known): known for known in names}
     near = difflib.get_close_matches(wanted, list(by_key), n=1, cutoff=0.3)
     hint = f"nearest is {by_key[near[0]]!r}; " if near else ""
     raise InputError(f"accelerator {name!r} is not in the catalog: {hint}allowed: {', '.join(names)}")
@@ -205,12 +205,7 @@ def _detect_cuda(price_usd_per_hour: float | None) -> HardwareInfo:
         raise InputError("device 'cuda': torch finds no CUDA device here; allowed is 'cpu'")
     properties = torch.cuda.get_device_properties(0)
     row = match_device(properties.name)
-    if price_usd_per_hour is not None:
-        price, source, date = price_usd_per_hour, "given by the user", _today()
-    elif row is not None and row.price_usd_per_hour is not None:
-        price, source, date = row.price_usd_per_hour, str(row.price_source), str(row.price_date)
-    else:
-        raise InputError(f"no list price known for {properties.name!r}: give --price-usd-per-hour")
+    price, source, date = hourly_price(row, properties.name, price_usd_per_hour)
     return HardwareInfo(
         name=properties.name,
         device="cuda",
@@ -224,6 +219,19 @@ def _detect_cuda(price_usd_per_hour: float | None) -> HardwareInfo:
         memory_bandwidth_bytes_per_s=row.memory_bandwidth_bytes_per_s if row else None,
         peak_source=f"{row.data_source}, bf16" if row and row.data_source else None,
     )
+
+
+def hourly_price(row: Accelerator | None, name: str, given_usd: float | None) -> tuple[float, str, str]:
+    """USD per hour of one accelerator, its source and date: the price given, else the catalog's.
+
+    Raises:
+        InputError: neither is known.
+    """
+    if given_usd is not None:
+        return given_usd, "given by the user", _today()
+    if row is None or row.price_usd_per_hour is None:
+        raise InputError(f"no list price known for {name!r}: give --price-usd-per-hour")
+    return row.price_usd_per_hour, str(row.price_source), str(row.price_date)
 
 
 def visible_cores() -> int:
@@ -257,5 +265,6 @@ def _today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
-def _squeeze(name: str) -> str:
+def squeezed(name: str) -> str:
+    """A name without what people write differently: case, blanks, punctuation."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -63,9 +63,8 @@ class Int8Linear(torch.nn.Module):
         super().__init__()
         scales = weight.abs().amax(dim=1).clamp_min(1e-12).double() / _LEVELS
         zeros = torch.zeros(len(scales), dtype=torch.long)
-        with (
-            warnings.catch_warnings()
-        ):  # these tensors are to leave torch one day; its fastest products take them
+        # These tensors are to leave torch one day; its fastest products take them.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             rounded = torch.quantize_per_channel(weight.float(), scales, zeros, 0, torch.qint8)
             self.weight = torch.ops.quantized.linear_prepack(rounded, None)
@@ -134,9 +133,8 @@ def prepare_products(model: Any, weights: str | None = None) -> None:
             if weight is None:
                 continue
             if weights == "int8":
-                setattr(
-                    module, name, Int8Linear(weight, bias, fine=child is head or name in _QUERIES_AND_KEYS)
-                )
+                fine = child is head or name in _QUERIES_AND_KEYS
+                setattr(module, name, Int8Linear(weight, bias, fine))
             elif weights == "fp8" and child is not head and _fits_fp8(weight):
                 setattr(module, name, Fp8Linear(weight, bias))
             elif weights is None and has_packed_products(weight):

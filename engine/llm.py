@@ -215,9 +215,7 @@ class LLM:
         step = self.scheduler.schedule()
         if step is None:
             return late
-        chunks = step.chunks
-        generations = [self._generations[chunk.request.request_id] for chunk in chunks]
-        each = list(zip(generations, chunks, strict=True))
+        each = [(self._generations[chunk.request.request_id], chunk) for chunk in step.chunks]
         sampling = [(generation, chunk) for generation, chunk in each if chunk.samples]
         logits = self.runner.run(
             [

@@ -12,13 +12,13 @@ layer one compressed vector for all heads.
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from engine.checked_json import build, read_json_object
 from engine.errors import InputError
+from engine.hardware import squeezed
 
 CATALOG_FILE = Path(__file__).with_name("models.json")
 
@@ -201,14 +201,10 @@ def find_model(name: str) -> CatalogModel:
     Raises:
         InputError: no such model (names the nearest).
     """
-    by_key = {_squeeze(key): model for model in catalog().values() for key in (model.name, *model.aliases)}
-    found = by_key.get(_squeeze(name)) or by_key.get(_squeeze(name.rpartition("/")[2]))
+    by_key = {squeezed(key): model for model in catalog().values() for key in (model.name, *model.aliases)}
+    found = by_key.get(squeezed(name)) or by_key.get(squeezed(name.rpartition("/")[2]))
     if found is not None:
         return found
-    near = difflib.get_close_matches(_squeeze(name), list(by_key), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(squeezed(name), list(by_key), n=1, cutoff=0.5)
     hint = f"nearest is {by_key[near[0]].name!r}; " if near else ""
     raise InputError(f"model {name!r} is not in the catalog: {hint}allowed: {', '.join(catalog())}")
-
-
-def _squeeze(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -230,7 +230,7 @@ def build_batch(llm: LLM, point: GridPoint, rng: random.Random) -> list[BatchChu
         table = [scattered[(used + i) % count] for i in range(blocks)]
         used += blocks
         ids = [rng.randrange(llm.shape.vocab_size) for _ in range(tokens)]
-        chunks.append(BatchChunk(token_ids=ids, start=start, block_table=table, sample=True))
+        chunks.append(BatchChunk(token_ids=ids, start=start, block_table=table))
     return chunks
 
 

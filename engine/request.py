@@ -82,9 +82,8 @@ class Generation:
         self.params: SamplingParams = state.params
         self.first_id = first_id
         self.deadline_s = deadline_s
-        self.held: list[
-            Generation
-        ] = []  # samples of the same prompt that wait until its blocks can be shared
+        # Samples of the same prompt that wait until its blocks can be shared.
+        self.held: list[Generation] = []
         self._lookup = PromptLookup()
         self._drafts: list[int] = []
         self._ends = frozenset(state.end_token_ids)

@@ -76,22 +76,24 @@ class ModelRunner:
         order = sorted(range(len(chunks)), key=lambda i: _packing_key(chunks[i]))
         tokens: list[int] = []
         positions: list[int] = []
+        slots: list[int] = []
+        size = self.config.block_tokens
         ends = [0] * len(chunks)
         for i in order:
             chunk = chunks[i]
             tokens += chunk.token_ids
-            positions += range(chunk.start, chunk.start + len(chunk.token_ids))
+            places = range(chunk.start, chunk.start + len(chunk.token_ids))
+            positions += places
+            slots += [chunk.block_table[place // size] * size + place % size for place in places]
             ends[i] = len(tokens)
         wanted = [
             row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - chunk.sample, end)
         ]
         packed = [chunks[i] for i in order]
         if self.device_steps is not None:
-            tables, starts = [chunk.block_table for chunk in packed], [chunk.start for chunk in packed]
-            counts = [len(chunk.token_ids) for chunk in packed]
-            found: torch.Tensor = self.device_steps.run(tables, starts, counts, tokens, positions, wanted)
+            found: torch.Tensor = self.device_steps.run(packed, tokens, positions, slots, wanted)
             return found
-        with attending(self._plan(packed)):
+        with attending(self._plan(packed, slots)):
             output = self.model(
                 input_ids=self._rows(tokens).unsqueeze(0),
                 position_ids=self._rows(positions).unsqueeze(0),
@@ -112,20 +114,16 @@ class ModelRunner:
             count = -(-count // _CPU_ROWS) * _CPU_ROWS
         return self._tensor(numbers + [0] * (count - len(numbers)))
 
-    def _plan(self, chunks: Sequence[BatchChunk]) -> StepPlan:
+    def _plan(self, packed: Sequence[BatchChunk], slots: list[int]) -> StepPlan:
         size = self.config.block_tokens
-        slots: list[int] = []
-        decodes: list[BatchChunk] = []
+        decodes = [chunk for chunk in packed if len(chunk.token_ids) == 1]
         prefills: list[PrefillChunk] = []
-        for chunk in chunks:
+        first_row = len(decodes)
+        for chunk in packed[len(decodes) :]:
             count = len(chunk.token_ids)
-            table = chunk.block_table
-            if count == 1:
-                decodes.append(chunk)
-            else:
-                blocks = block_rows([table[: -(-(chunk.start + count) // size)]], self.device)
-                prefills.append(PrefillChunk(len(slots), count, chunk.start, blocks))
-            slots += [table[p // size] * size + p % size for p in range(chunk.start, chunk.start + count)]
+            blocks = block_rows([chunk.block_table[: -(-(chunk.start + count) // size)]], self.device)
+            prefills.append(PrefillChunk(first_row, count, chunk.start, blocks))
+            first_row += count
         return StepPlan(
             self.cache,
             self._tensor(slots),

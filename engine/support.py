@@ -25,13 +25,10 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _MOST_LAYERS = 8
 _WINDOW_TOKENS = 8
 _VOCABULARY = 128
-_GAINS = (
-    3.0,
-    0.3,
-)  # of random weights: attention so sharp that a forgotten cap shows, so flat that a sink does
-_TOLERANCE = (
-    1e-3  # largest difference of a logit, in standard deviations of the logits; float32 leaves about 1e-5
-)
+# Of random weights: attention so sharp that a forgotten cap shows, so flat that a sink does.
+_GAINS = (3.0, 0.3)
+# Largest difference of a logit, in standard deviations of the logits; float32 leaves about 1e-5.
+_TOLERANCE = 1e-3
 # What a layer's width is called, and what it becomes; experts keep a choice of two.
 _SMALL = {
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "dense_intermediate_size"), 64),

@@ -22,7 +22,7 @@ from typing import Any
 
 from engine.cost import cost_table
 from engine.errors import InputError
-from engine.hardware import HardwareInfo, lookup
+from engine.hardware import HardwareInfo, hourly_price, lookup
 from engine.model_catalog import find_model
 from engine.profile import SCHEMA_VERSION, FitReport, ModelShape, Profile
 from engine.serving_efficiency import PRECISIONS, STEP_TOKENS, Deployment, fitted, peak_flops, work
@@ -37,9 +37,8 @@ WEIGHT_READ_SHARE = 0.85
 # apart. Met where both were measured, twice apart: 0.13 and 0.14 (one thread, two threads), 0.29 and 0.33 (RTX 4090
 # with 8B, two A100 with 34B); see tests/test_transfer.py.
 TRANSFER_LOG_SD = 0.2
-_REDUCE_S = (
-    10e-6  # latency of an all-reduce between accelerators of one machine, as measured by the fit's engines
-)
+# Latency of an all-reduce between accelerators of one machine, as measured by the fit's engines.
+_REDUCE_S = 10e-6
 _LINK_SHARE = 0.5  # of the link's bandwidth that an all-reduce reaches
 
 
@@ -279,12 +278,7 @@ def _shape(deployment: Deployment) -> ModelShape:
 
 def _hardware(deployment: Deployment, price_usd_per_hour: float | None) -> HardwareInfo:
     row, n = deployment.accelerator, deployment.accelerators
-    if price_usd_per_hour is not None:
-        price, source, date = price_usd_per_hour, "given by the user", datetime.now(UTC).strftime("%Y-%m-%d")
-    elif row.price_usd_per_hour is not None:
-        price, source, date = row.price_usd_per_hour, str(row.price_source), str(row.price_date)
-    else:
-        raise InputError(f"no list price known for {row.name!r}: give --price-usd-per-hour")
+    price, source, date = hourly_price(row, row.name, price_usd_per_hour)
     return HardwareInfo(
         name=row.name if n == 1 else f"{n} × {row.name}",
         device="cuda",

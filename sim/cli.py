@@ -7,7 +7,6 @@ Bad input is one line on standard error and exit status 2; heavy imports wait un
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -18,11 +17,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from engine.errors import InputError
 from engine.files import write_atomically
 from sim import cli_predict, paths
+from sim.terminal import JsonFlag, print_json, print_table, save_and_show
 
 app = typer.Typer(
     name="flywheel",
@@ -34,7 +33,6 @@ app = typer.Typer(
 )
 _errors = Console(stderr=True)
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a script to read.")]
 ProfileOption = Annotated[
     Path | None,
     typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
@@ -67,7 +65,6 @@ def profile(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure a model on this machine: step times, memory, power where the machine tells, and cost."""
-    from engine.profile import describe
     from engine.profiler import measure_profile
 
     target = out or paths.measured_profiles_dir() / f"{model.replace('/', '--')}.json"
@@ -82,14 +79,7 @@ def profile(
             progress=report,
             training=training,
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    measured.save(target)
-    rows = describe(measured)
-    if as_json:
-        _print_json({"profile": str(target), "content_hash": measured.content_hash, **dict(rows)})
-    else:
-        _print_table(f"{model} on {measured.hardware.name}", rows)
-        print(f"Profile: {target}")
+    save_and_show(measured, target, model, as_json)
 
 
 @app.command(
@@ -126,9 +116,9 @@ def run(
         result = simulate(chosen, seed=seed, profile=measured, progress=report)
     written = write_outputs(result, folder)
     if as_json:
-        _print_json({"report": str(written), "seed": result.seed, "headline": result.headline})
+        print_json({"report": str(written), "seed": result.seed, "headline": result.headline})
     else:
-        _print_table(chosen.name, headline_rows(result))
+        print_table(chosen.name, headline_rows(result))
         print(f"Report: {written}")
 
 
@@ -166,9 +156,9 @@ def replay(
     if out is not None:
         write_atomically(out, frame.to_csv(index=False))
     if as_json:
-        _print_json({"requests": len(frame), "wall_s": wall_s, **metrics})
+        print_json({"requests": len(frame), "wall_s": wall_s, **metrics})
         return
-    _print_table(
+    print_table(
         f"{trace.name} on {replicas} replicas",
         [(key, _in_unit(key, value)) for key, value in metrics.items()],
     )
@@ -208,7 +198,7 @@ def train(
     with _progress("train") as report:
         trained = run_training(texts, out, config, tokenizer, progress=report, resume=resume)
     if as_json:
-        _print_json(asdict(trained))
+        print_json(asdict(trained))
         return
     rows = [
         ("Model", f"{trained.architecture}, {human.count(trained.parameters)} parameters"),
@@ -222,7 +212,7 @@ def train(
         ("Compute", f"{human.count(trained.training_flop)} FLOP in {human.seconds(trained.training_s)}"),
         ("Peak memory", f"{human.count(trained.peak_memory_bytes)}B"),
     ]
-    _print_table("Training", rows)
+    print_table("Training", rows)
     print(f"Model: {out}")
 
 
@@ -311,21 +301,6 @@ def _in_unit(key: str, value: float) -> str:
     if key.endswith("_s"):
         return human.seconds(value)
     return human.percent(value, 1) if key in ("busy_fraction", "cache_hit_rate") else human.count(value)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    from sim.report import json_ready
-
-    print(json.dumps(json_ready(value), indent=2))
-
-
-def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
-    table.add_column(style="dim")
-    table.add_column(justify="right", overflow="fold")
-    for label, value in rows:
-        table.add_row(label, value)
-    Console().print(table)
 
 
 if __name__ == "__main__":

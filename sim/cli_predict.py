@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sim import paths
+from sim.terminal import JsonFlag, save_and_show
 
 
 def predict(
@@ -32,32 +30,13 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Where to write it (default: out/profiles/MODEL.json).")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON for a script to read.")
-    ] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Predict a model's profile on accelerators that nobody measured here, with its interval."""
-    from engine.profile import Profile, describe
+    from engine.profile import Profile
     from engine.transfer import predict_profile
 
     measured = None if source is None else Profile.load(source)
     predicted = predict_profile(measured, on, model, precision, tensor_parallel, engine, price_usd_per_hour)
     target = out or paths.measured_profiles_dir() / f"{predicted.model.name}.json"
-    predicted.save(target)
-    rows = describe(predicted)
-    if as_json:
-        print(
-            json.dumps(
-                {"profile": str(target), "content_hash": predicted.content_hash, **dict(rows)}, indent=2
-            )
-        )
-        return
-    table = Table(
-        title=f"{predicted.model.name} on {predicted.hardware.name}", show_header=False, title_justify="left"
-    )
-    table.add_column(style="dim")
-    table.add_column(justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    print(f"Profile: {target}")
+    save_and_show(predicted, target, predicted.model.name, as_json)

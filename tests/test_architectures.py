@@ -88,7 +88,6 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "falcon": ("falcon", {}, "does not go through transformers' AttentionInterface"),
     "stablelm": ("stablelm", GROUPED, "does not go through transformers' AttentionInterface"),
-    "gptj": ("gptj", {"rotary_dim": 8}, "does not go through transformers' AttentionInterface"),
     "mpt": ("mpt", {"d_model": 64}, "does not go through transformers' AttentionInterface"),
     "llama4": ("llama4_text", {**GROUPED, "num_local_experts": 2}, "layers of type chunked_attention"),
     "minimax": ("minimax", {**GROUPED, "num_local_experts": 2}, "layers of type linear_attention"),

@@ -6,16 +6,9 @@ this file in a process of its own.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-
-pytest.importorskip("triton", reason="triton is not installed")
-ON_GPU = torch.cuda.is_available()
-RUNS_HERE = ON_GPU or os.environ.get("TRITON_INTERPRET") == "1"
+from helpers_triton import ON_GPU, RUNS_HERE, needs_working_interpreter, run_in_interpreter
 
 TABLES = ([9, 4, 1], [3, 6], [2, 8], [5])
 # (requests' numbers, tokens from, to) of each step: chunks, a mixture, two decodes, three decodes.
@@ -27,11 +20,10 @@ STEPS = (
 )
 
 
+@needs_working_interpreter
 @pytest.mark.skipif(RUNS_HERE, reason="the tests below run in this process")
 def test_in_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_in_interpreter(__file__)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout
 

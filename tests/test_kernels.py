@@ -6,17 +6,10 @@ in a process of its own.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
-import numpy as np
 import pytest
 import torch
+from helpers_triton import ON_GPU, RUNS_HERE, needs_working_interpreter, run_in_interpreter
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
-ON_GPU = torch.cuda.is_available()
-RUNS_HERE = ON_GPU or os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 if RUNS_HERE:
     from engine.kernels import available
@@ -264,22 +257,12 @@ class TestOnGpu:
             assert_same(out, reference_paged_decode(query, keys, values, tables, lengths))
 
 
-def version(module):
-    return tuple(int(part) for part in module.__version__.split(".")[:2])
-
-
 if not RUNS_HERE:
     for name in [name for name in globals() if name.startswith("test_")]:
         del globals()[name]
 
-    @pytest.mark.skipif(
-        version(triton) < (3, 7) and version(np) >= (2, 4),
-        reason="the interpreter of Triton before 3.7 fails with NumPy 2.4",
-    )
+    @needs_working_interpreter
     def test_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider"]
-        ran = subprocess.run(
-            command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
-        )
+        ran = run_in_interpreter(__file__)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         print(ran.stdout)

@@ -399,7 +399,7 @@ def test_alibi_slopes_equal_transformers() -> None:
 def test_an_architecture_without_an_attention_interface_is_refused(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model("codegen", n_embd=64, n_layer=1, n_head=4, vocab_size=512, rotary_dim=8)
+    config = AutoConfig.for_model("mpt", d_model=64, n_layers=1, n_heads=4, vocab_size=512)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="CodeGenForCausalLM can't be served"):
+    with pytest.raises(InputError, match="MptForCausalLM can't be served"):
         LLM(str(tmp_path))
