@@ -23,19 +23,36 @@ class SchedulerConfig:
     num_blocks: int = 4096  # KV blocks of the replica
     prefix_caching: bool = True
     max_waiting_requests: int | None = None  # more are refused; None: no limit
+    spare_blocks_per_request: int = 1  # KV blocks left free for each running request when one is admitted
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "bool" or (field.default is None and value is None):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"scheduler.{field.name}: found {value!r}, allowed is a whole number ≥ 1")
+            least = 0 if field.name == "spare_blocks_per_request" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(
+                    f"scheduler.{field.name}: found {value!r}, allowed is a whole number ≥ {least}"
+                )
 
     @property
     def cache_tokens(self) -> int:
         """Tokens that the KV cache holds."""
         return self.num_blocks * self.block_tokens
+
+
+def vllm_scheduler(
+    num_blocks: int, max_running_requests: int = 256, max_step_tokens: int = 2048, block_tokens: int = 16
+) -> SchedulerConfig:
+    """The policy of vLLM 0.19 with its limits: prompts are admitted up to the last block, and preempted if need be.
+
+    `num_blocks` is what vLLM prints as num_gpu_blocks. What else differs (asynchronous scheduling, nobody admitted in
+    a step that preempts, hashes of generated blocks) moved no mean latency of a saturated run by 0.5 %.
+    """
+    return SchedulerConfig(
+        max_running_requests, max_step_tokens, block_tokens, num_blocks, spare_blocks_per_request=0
+    )
 
 
 class State(Enum):
@@ -62,6 +79,7 @@ class Request:
         "priority",
         "prompt_tokens",
         "rank",
+        "received_tokens",
         "request_id",
         "state",
     )
@@ -74,10 +92,12 @@ class Request:
         arrived_s: float = 0.0,
         block_hashes: Sequence[Hashable] = (),
         priority: int = 0,
+        received_tokens: int = 0,
     ) -> None:
         """`block_hashes`: for each full block of the prompt, the hash of everything up to its end.
 
-        `priority`: lower goes first.
+        `priority`: lower goes first. `received_tokens`: so many of the prompt's keys and values come with the request,
+        computed by another replica; fewer than the prompt has.
         """
         if prompt_tokens < 1 or max_output_tokens < 1:
             raise InputError(
@@ -90,6 +110,7 @@ class Request:
         self.arrived_s = arrived_s
         self.block_hashes = block_hashes
         self.priority = priority
+        self.received_tokens = received_tokens  # 0 once they are lost
         self.rank: tuple[int, float, int] = (priority, arrived_s, 0)  # the scheduler counts who is added
         self.state = State.WAITING
         self.computed_tokens = 0  # tokens whose keys and values are in the cache

@@ -21,6 +21,11 @@ class GridPoint:
     prefill: tuple[tuple[int, int], ...]
     decode_contexts: tuple[int, ...]
 
+    @property
+    def requests(self) -> int:
+        """Requests in the step."""
+        return len(self.prefill) + len(self.decode_contexts)
+
 
 def default_grid(config: SchedulerConfig, max_context_tokens: int) -> list[GridPoint]:
     """Points that span what the scheduler may ask for: its token budget, its batch, contexts up to 4k."""

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, cast
@@ -25,7 +25,7 @@ from engine.profile import ModelShape
 from engine.request import Generation, RequestMetrics, RequestOutput, block_hashes
 from engine.runner import BatchChunk, ModelRunner
 from engine.sampling import SamplingParams, SamplingState, TokenLogprobs, random_key, sample, token_logprobs
-from engine.scheduler import Scheduler
+from engine.scheduler import Scheduler, Step
 from engine.support import require_servable
 
 _BLOCK_TOKENS = 16
@@ -98,6 +98,7 @@ class LLM:
         if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int) or draft_tokens < 0:
             raise InputError(f"draft_tokens: found {draft_tokens!r}, allowed is a whole number ≥ 0")
         self.draft_tokens = draft_tokens
+        self.on_step: Callable[[Step], None] | None = None  # told each step just before it runs
         self.seed = seed
         self._ids = itertools.count()
         self._generations: dict[Any, Generation] = {}  # that the scheduler knows, by request id
@@ -215,6 +216,8 @@ class LLM:
         step = self.scheduler.schedule()
         if step is None:
             return late
+        if self.on_step is not None:
+            self.on_step(step)
         each = [(self._generations[chunk.request.request_id], chunk) for chunk in step.chunks]
         sampling = [(generation, chunk) for generation, chunk in each if chunk.samples]
         logits = self.runner.run(

@@ -1,8 +1,9 @@
 """Measure a model on this machine and fit its step-time model: the `flywheel profile` command.
 
-A step is what the engine does between two decisions of its scheduler: run the packed batch and pick the next
-token greedily. Steps over a grid of prefill chunks × context, decode batch × context and mixtures of both are
-timed on the real runner, with block tables scattered over the cache as they are after hours of serving.
+A step is what the engine does from one `LLM.step` to the next: it runs the packed batch and picks the next token
+greedily; what its host does besides (decide, pack up, book) is timed on its own and added. Steps over a grid of prefill
+chunks × context, decode batch × context and mixtures of both are timed on the real runner, with block tables scattered
+over the cache as they are after hours of serving.
 
 Method: passes over the whole grid, each in a new random order, so that a machine that slows down or speeds up
 biases no corner of the grid; the first run of a short step is thrown away; the median of a point's repeats counts
@@ -35,13 +36,15 @@ if TYPE_CHECKING:
     import torch
 
     from engine.llm import LLM
-    from engine.runner import BatchChunk
+    from engine.runner import BatchChunk, ModelRunner
 
 ProgressReport = Callable[[float, str], None]
 
 _MIN_PASSES, _MAX_PASSES = 2, 15
 _MIN_POINTS = 24
 _SHORT_S = 0.1
+_HOST_STEPS = 8
+_HOST_SHARE = 0.03  # of the budget
 _TRAINING_SHARE = 0.125  # of the budget
 
 
@@ -91,10 +94,15 @@ def measure_profile(
     fill_cache(llm)
     flops, bandwidth = measure_peaks(device, dtype)
     quality = measure_quality(llm, model)
+    host_step_s, host_request_s = measure_host(llm, _HOST_SHARE * budget_s)
     with PowerMeter(device) as load:
         samples, points = _measure(llm, points, budget_s - training_s, seed, report)
     measured = [
-        _measurement(point, times, held_out=is_held_out(i))
+        _measurement(
+            point,
+            [seconds + host_step_s + host_request_s * point.requests for seconds in times],
+            held_out=is_held_out(i),
+        )
         for i, (point, times) in enumerate(zip(points, samples, strict=True))
     ]
     coefficients, fit = fit_and_judge(measured)
@@ -131,6 +139,8 @@ def measure_profile(
             "held_out": "every fourth point, on the diagonal of the grid",
             "fit": "non-negative least squares on relative errors, Huber weights",
             "load_s": round(load_s, 3),
+            "host_step_s": round(host_step_s, 7),
+            "host_request_s": round(host_request_s, 7),
         },
         scheduler=asdict(config),
         coefficients=coefficients,
@@ -180,6 +190,9 @@ def _measure(
     rng = random.Random(seed)
     batches = [build_batch(llm, point, rng) for point in points]
     samples: list[list[float]] = [[] for _ in points]
+    between = next(
+        (batch for point, batch in zip(points, batches, strict=True) if not point.prefill), batches[0]
+    )
     # Allocators and caches meet their largest and smallest step before anything is counted.
     for batch in (batches[0], max(batches, key=lambda chunks: sum(len(chunk.token_ids) for chunk in chunks))):
         time_step(llm, batch)
@@ -198,8 +211,13 @@ def _measure(
             first_s = time_step(llm, batches[index])
             if first_s >= _SHORT_S:
                 samples[index].append(first_s)
-            else:  # a short step is cheap to repeat and feels a cold cache the most: its first run doesn't count
-                samples[index] += [time_step(llm, batches[index]) for _ in range(3)]
+                continue
+            # A short step is cheap to repeat and feels a cold cache the most: its first run doesn't count. But a
+            # prompt's chunk never runs twice in a row when serving: it finds the caches as decodes leave them.
+            for _ in range(3):
+                if points[index].prefill:
+                    time_step(llm, between)
+                samples[index].append(time_step(llm, batches[index]))
         spent = time.perf_counter() - began
         if number + 1 >= _MIN_PASSES and spent * (number + 2) / (number + 1) > budget_s:
             break
@@ -240,6 +258,59 @@ def time_step(llm: LLM, chunks: list[BatchChunk]) -> float:
     logits: torch.Tensor = llm.runner.run(chunks)
     logits.argmax(dim=-1).tolist()  # on a GPU this waits for the device
     return time.perf_counter() - start
+
+
+def measure_host(llm: LLM, budget_s: float) -> tuple[float, float]:
+    """Seconds that `LLM.step` takes besides what `time_step` times: (per step, per request in it).
+
+    Timed on real decode steps of several batches, from the smallest on until the budget is spent: after the device's
+    work the host's caches are cold, and only then does its own work cost what it costs when serving. The engine must
+    have nothing to do.
+    """
+    from typing import cast
+
+    from engine.sampling import SamplingParams
+
+    most = min(llm.config.max_running_requests, llm.config.max_step_tokens, llm.config.num_blocks // 2)
+    timed = _TimedRunner(llm.runner)
+    runner, llm.runner = llm.runner, cast("Any", timed)
+    spent: dict[int, float] = {}
+    began = time.perf_counter()
+    try:
+        for batch in sorted({1, max(1, most // 4), most}):
+            if spent and time.perf_counter() - began > budget_s:
+                break
+            params = SamplingParams(max_tokens=_HOST_STEPS + 2, ignore_eos=True)
+            ids = [llm.add_request([0], params) for _ in range(batch)]
+            times = []
+            for _ in range(_HOST_STEPS):
+                start = time.perf_counter()
+                llm.step()
+                times.append(time.perf_counter() - start - timed.seconds)
+            spent[batch] = statistics.median(times[1:])  # the first is no decode
+            for request_id in ids:
+                llm.cancel(request_id)
+    finally:
+        llm.runner = runner
+    if len(spent) == 1:
+        return next(iter(spent.values())), 0.0
+    per_request_s, per_step_s = np.polyfit(list(spent), list(spent.values()), 1)
+    return max(0.0, float(per_step_s)), max(0.0, float(per_request_s))
+
+
+class _TimedRunner:
+    """A runner that times itself and a greedy pick, and then leaves the engine next to nothing to pick from."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner, self.seconds = runner, 0.0
+
+    def run(self, chunks: Sequence[BatchChunk]) -> torch.Tensor:
+        """The logits of the first two tokens."""
+        start = time.perf_counter()
+        logits = self.runner.run(chunks)
+        logits.argmax(dim=-1).tolist()
+        self.seconds = time.perf_counter() - start
+        return logits[:, :2]
 
 
 def measure_peaks(device: str, dtype: str) -> tuple[float, float]:

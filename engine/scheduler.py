@@ -4,8 +4,9 @@ Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 
 cache (Kwon et al. 2023). Each step has a budget of tokens: first every decoding request gets its one token, then
 prompts under way continue and waiting requests are admitted. Who comes first in each of these is a matter of rank:
 the lower `priority`, then the earlier arrival. A request is admitted when its whole prompt fits in the cache with
-one block left for each running request to grow; when growth still runs out of blocks, the request of last rank
-gives its own back, and computes them again later (its tokens are kept).
+one block left for each running request to grow (`spare_blocks_per_request`: vLLM leaves none, admits more and
+preempts more); when growth still runs out of blocks, the request of last rank gives its own back, and computes them
+again later (its tokens are kept).
 
 Nobody of a rank overtakes an earlier one: while the first in the queue doesn't fit, those behind it wait too, so
 within a priority everybody is served. Across priorities there is no such promise: as long as more urgent requests
@@ -160,12 +161,12 @@ class Scheduler:
             return 1
         steps = min(request.max_output_tokens - request.output_tokens for request in step.decodes)
         free = self._pool.free_blocks
-        if self._growth(step, steps) <= free:
+        if self.growth(step, steps) <= free:
             return steps
         low, high = 1, steps  # the blocks of this one step are held already
         while high - low > 1:
             middle = (low + high) // 2
-            if self._growth(step, middle) <= free:
+            if self.growth(step, middle) <= free:
                 low = middle
             else:
                 high = middle
@@ -188,7 +189,7 @@ class Scheduler:
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.config.block_tokens)
 
-    def _growth(self, step: Step, steps: int) -> int:
+    def growth(self, step: Step, steps: int) -> int:
         """Blocks to be taken until `steps` decode steps are done."""
         size = self.config.block_tokens
         growth = 0
@@ -243,6 +244,7 @@ class Scheduler:
         self.running.remove(request)
         self._free(request)
         request.computed_tokens = 0
+        request.received_tokens = 0
         request.draft_tokens = 0
         request.preemptions += 1
         request.state = State.WAITING
@@ -256,13 +258,14 @@ class Scheduler:
             # At least one token is computed: a step must produce the next token from something.
             shared = pool.find_prefix(request.block_hashes, (request.total_tokens - 1) // size)
         missing = self._blocks(request.total_tokens) - len(shared)
-        if missing + pool.free_among(shared) + len(self.running) > pool.free_blocks:
+        spare = self.config.spare_blocks_per_request * len(self.running)
+        if missing + pool.free_among(shared) + spare > pool.free_blocks:
             return False
         pool.hold(shared)
         request.block_table = shared + pool.take(missing)
-        request.computed_tokens = len(shared) * size
+        request.computed_tokens = max(len(shared) * size, request.received_tokens)
         if not request.preemptions:
-            request.cached_tokens = request.computed_tokens
+            request.cached_tokens = len(shared) * size
         request.state = State.RUNNING
         return True
 

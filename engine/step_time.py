@@ -155,6 +155,12 @@ class RooflineStepTime:
         contexts = steps * context_sum + batch * (steps * (steps - 1) // 2)
         return steps * self._decode_base_s(batch) + self.decode_context_s * contexts
 
+    def ramp(self, of: str) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+        """Knots, slopes and the time at each knot of the ramp over packed tokens ("token") or requests ("request")."""
+        if of == "token":
+            return self.token_knots, self.token_slopes_s, self._token_base_s
+        return self.request_knots, self.request_slopes_s, self._request_base_s
+
     def _decode_base_s(self, batch: int) -> float:
         return self._batch_s(batch, batch) if batch else 0.0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,3 +47,26 @@ def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> 
     else:
         print_table(f"{model} on {profile.hardware.name}", rows)
         print(f"Profile: {target}")
+
+
+@contextmanager
+def progress_bar(title: str, redraws_per_s: float = 10.0) -> Iterator[Callable[[float, str], None]]:
+    """A progress bar on standard error; yields report(fraction done, what is being done).
+
+    With 0 redraws per second it is drawn at reports only: drawing takes time from what is measured meanwhile.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=errors, transient=True, disable=not errors.is_terminal, auto_refresh=redraws_per_s > 0,
+        refresh_per_second=redraws_per_s or 1.0,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=1.0)
+
+        def report(fraction: float, what: str = "") -> None:
+            described = f"{title}: {what}" if what else title
+            bar.update(task, completed=fraction, description=described, refresh=not redraws_per_s)
+
+        yield report

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine import LLM, SamplingParams
+from engine import LLM, SamplingParams, c_compiler
 from engine.kernels import native
 
 BLOCK_TOKENS = 16
@@ -80,7 +80,7 @@ def test_without_a_compiler_the_tokens_are_the_same(monkeypatch):
 
     kernel, with_it = tokens()
     native.decode_kernel.cache_clear()
-    monkeypatch.setattr(native.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(c_compiler.shutil, "which", lambda _name: None)
     no_kernel, without = tokens()
     native.decode_kernel.cache_clear()
     assert kernel is not None
@@ -89,7 +89,7 @@ def test_without_a_compiler_the_tokens_are_the_same(monkeypatch):
 
 
 def test_a_kernel_is_compiled_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(c_compiler, "cache_dir", lambda: tmp_path)
     native.decode_kernel.cache_clear()
     assert native.decode_kernel(3, 32, 16, torch.float32) is not None
     (library,) = (tmp_path / "kernels").iterdir()

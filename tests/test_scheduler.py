@@ -34,6 +34,7 @@ TIGHT = st.builds(
     block_tokens=st.just(4),
     num_blocks=st.integers(18, 24),
     prefix_caching=st.booleans(),
+    spare_blocks_per_request=st.integers(0, 2),
 )
 
 
@@ -254,6 +255,20 @@ def test_the_latest_arrival_gives_way_and_keeps_its_tokens() -> None:
     assert late.preemptions >= 1
 
 
+@pytest.mark.parametrize(("spare", "running"), [(0, 3), (1, 2), (3, 1)])
+def test_blocks_are_kept_free_for_those_who_run(spare: int, running: int) -> None:
+    scheduler = Scheduler(
+        SchedulerConfig(max_step_tokens=64, block_tokens=4, num_blocks=6, spare_blocks_per_request=spare)
+    )
+    for index in range(3):
+        scheduler.add(Request(index, 8, 2))
+    step = scheduler.schedule()
+    assert step is not None
+    assert len(step.prefills) == running
+    scheduler.complete(step)
+    assert run_to_end(scheduler) == [0, 1, 2]
+
+
 def test_a_shared_prefix_is_computed_once() -> None:
     scheduler = Scheduler(SchedulerConfig(block_tokens=4, num_blocks=32))
     scheduler.add(Request("a", 10, 1, block_hashes=["x", "xy"]))
@@ -288,5 +303,7 @@ def test_what_can_never_fit_is_refused_by_how_much() -> None:
         Request(2, 0, 5)
     with pytest.raises(InputError, match=r"scheduler\.num_blocks: found 0"):
         SchedulerConfig(num_blocks=0)
+    with pytest.raises(InputError, match=r"scheduler\.spare_blocks_per_request: found -1, allowed .* ≥ 0"):
+        SchedulerConfig(spare_blocks_per_request=-1)
     with pytest.raises(InputError, match=r"scheduler\.max_waiting_requests: found True"):
         SchedulerConfig(max_waiting_requests=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,16 +14,33 @@ from hypothesis import strategies as st
 
 from engine.errors import InputError
 from sim.trace import check_requests
-from sim.workload import TRAFFIC_CLASSES, TrafficClass, arrival_times, generate, hourly_shape, read_trace
+from sim.workload import (
+    TRAFFIC_CLASSES,
+    TrafficClass,
+    arrival_times,
+    audio_tokens,
+    generate,
+    hourly_shape,
+    image_tokens,
+    read_trace,
+)
 
 HEADER = "arrived_s,prompt_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+PINNED_ARRIVALS = pytest.approx([0.5986705199589979, 0.6327695883773055, 1035.0164751799769], rel=1e-12)
+PINNED_PROMPTS = [1686, 2487, 1295, 860, 6509]
+PINNED_OUTPUTS = 343921
+PINNED_STRATIFIED = 325593
 
 
 @pytest.mark.parametrize("name", sorted(TRAFFIC_CLASSES))
 def test_lengths_have_the_median_and_mean_of_their_class(name: str) -> None:
     kind = TRAFFIC_CLASSES[name]
     frame = generate({name: 1.0}, 1.0, requests=40_000, rng=1)
+    if kind.media_tokens_median:
+        assert frame["media_tokens"].median() == pytest.approx(kind.media_tokens_median, rel=0.05)
+        assert frame["media_tokens"].mean() == pytest.approx(kind.media_tokens_mean, rel=0.05)
+        frame["prompt_tokens"] -= frame["media_tokens"]
     for what in ("prompt_tokens", "output_tokens"):
         median, mean = getattr(kind, f"{what}_median"), getattr(kind, f"{what}_mean")
         assert frame[what].median() == pytest.approx(median, rel=0.05, abs=1)
@@ -39,6 +57,73 @@ def test_classes_fit_the_real_traces(shared: Path) -> None:
 
 def test_every_class_says_where_its_numbers_come_from() -> None:
     assert all("Azure" in kind.source or "assumed" in kind.source for kind in TRAFFIC_CLASSES.values())
+
+
+def test_a_seed_means_the_same_requests_as_ever() -> None:
+    """Cached surfaces and companies' results hang on these numbers."""
+    frame = generate({"chat": 0.7, "code": 0.2, "agent": 0.1}, 2.0, requests=2000, rng=7)
+    assert frame["arrived_s"].iloc[[0, 1, -1]].tolist() == PINNED_ARRIVALS
+    assert frame["prompt_tokens"].iloc[:5].tolist() == PINNED_PROMPTS
+    assert int(frame["output_tokens"].sum()) == PINNED_OUTPUTS
+    drawn = generate({"chat": 1.0}, 2.0, requests=300, rng=7, stratified=True, max_context_tokens=2048)
+    assert int(drawn["prompt_tokens"].sum()) == PINNED_STRATIFIED
+
+
+@pytest.mark.parametrize("wanted", [-0.6, 0.3, 0.9])
+@pytest.mark.parametrize("stratified", [False, True])
+def test_prompt_and_output_are_correlated_as_asked(wanted: float, stratified: bool) -> None:
+    kind = TrafficClass("pair", 500, 900, 100, 250, rank_correlation=wanted)
+    frame = generate(
+        {"pair": 1.0}, 1.0, requests=20_000, rng=8, classes={"pair": kind}, stratified=stratified
+    )
+    assert frame["prompt_tokens"].rank().corr(frame["output_tokens"].rank()) == pytest.approx(
+        wanted, abs=0.02
+    )
+    assert frame["output_tokens"].mean() == pytest.approx(250, rel=0.005 if stratified else 0.05)
+
+
+def test_lengths_follow_a_quantile_table() -> None:
+    table = ((0.0, 10.0), (0.5, 20.0), (0.9, 100.0), (1.0, 1000.0))
+    kind = TrafficClass(
+        "table", 20, 20, 5, 5, prompt_quantiles=table, output_quantiles=((0.0, 7.0), (1.0, 7.0))
+    )
+    frame = generate({"table": 1.0}, 1.0, requests=50_000, rng=9, classes={"table": kind})
+    shares = [0.25, 0.5, 0.8, 0.95]
+    assert frame["prompt_tokens"].quantile(shares).tolist() == pytest.approx([15, 20, 80, 550], rel=0.05)
+    assert set(frame["output_tokens"]) == {7}
+    assert frame["prompt_tokens"].between(10, 1000).all()
+
+
+def test_pictures_and_sound_become_tokens() -> None:
+    assert image_tokens(1024, 768) == 37 * 27
+    assert image_tokens(1, 1) == 1
+    assert audio_tokens(60) == 1500
+    with pytest.raises(InputError, match=r"width_px: found 0"):
+        image_tokens(0, 10)
+    with pytest.raises(InputError, match=r"seconds: found nan"):
+        audio_tokens(math.nan)
+    frame = generate({"image": 1.0, "chat": 1.0}, 1.0, requests=500, rng=1, max_context_tokens=900)
+    assert (frame["media_tokens"] <= frame["prompt_tokens"]).all()
+    assert (frame.loc[frame["traffic_class"] == "chat", "media_tokens"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"rank_correlation": 1.2}, ["rank_correlation", "1.2"]),
+        ({"ttft_p95_s": 0.0}, ["ttft_p95_s", "found 0"]),
+        ({"tpot_p95_s": math.nan}, ["tpot_p95_s", "nan"]),
+        ({"media_tokens_median": 5.0}, ["media_tokens", "median 5.0 and mean 0.0"]),
+        ({"shared_prefix_tokens": -1}, ["shared_prefix_tokens", "-1"]),
+        ({"prompt_quantiles": ((0.0, 1.0), (0.9, 5.0))}, ["prompt_quantiles", "from 0 to 1"]),
+        ({"prompt_quantiles": ((0.0, 5.0), (1.0, 1.0))}, ["prompt_quantiles", "never fall"]),
+        ({"output_quantiles": ((0.0, 0.0), (1.0, 1.0))}, ["output_quantiles", "≥ 1"]),
+    ],
+)
+def test_a_class_that_cannot_be_is_refused(fields: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(InputError) as refusal:
+        TrafficClass("odd", 10, 20, 5, 10, **fields)
+    assert all(part in str(refusal.value) for part in ["traffic class odd", *parts])
 
 
 def test_arrivals_are_poisson() -> None:
@@ -206,6 +291,49 @@ def test_a_missing_folder_or_binary_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(InputError, match="not a CSV file"):
         read_trace(tmp_path / "binary.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"after": [-1, -1, 2]}, ["row 2: after", "found 2", "earlier row"]),
+        ({"after": [-1, 0.5, 0]}, ["row 1: after", "0.5"]),
+        ({"after": [-1, -2, 0]}, ["row 1: after", "-2"]),
+        ({"after": [-1, -1, 0]}, ["row 2: arrived_s", "found 2", "NaN"]),
+        ({"after": [-1, -1, 0], "arrived_s": [0, math.nan, math.nan]}, ["row 1: arrived_s", "finite"]),
+        (
+            {"after": [-1, -1, 0], "arrived_s": [0, 1, math.nan], "think_s": [0, 0, -1]},
+            ["row 2: think_s", "found -1", "≥ 0"],
+        ),
+        (
+            {"after": [-1, 0, -1], "arrived_s": [5, math.nan, 4]},
+            ["row 2: arrived_s", "found 4", "not before"],
+        ),
+        ({"prompt_tokens": ["1", "x", "1"]}, ["row 1: prompt_tokens", "found x"]),
+    ],
+)
+def test_rows_that_wait_for_others_are_checked(change: dict[str, Any], parts: list[str]) -> None:
+    good = {"arrived_s": [0, 1, 2], "prompt_tokens": [1, 1, 1], "output_tokens": [1, 1, 1]}
+    with pytest.raises(InputError) as refusal:
+        check_requests(pd.DataFrame({**good, **change}))
+    assert all(part in str(refusal.value) for part in parts)
+
+
+def test_checked_rows_that_wait_have_whole_columns() -> None:
+    checked = check_requests(
+        pd.DataFrame(
+            {
+                "arrived_s": [3.0, math.nan, 4.0, math.nan],
+                "prompt_tokens": [1, 1, 1, 1],
+                "output_tokens": [1, 1, 1, 1],
+                "after": [math.nan, 0, -1, 1],
+                "think_s": [math.nan, 2.0, math.nan, 0.5],
+            }
+        )
+    )
+    assert checked["after"].tolist() == [-1, 0, -1, 1]
+    assert checked["think_s"].tolist() == [0, 2.0, 0, 0.5]
+    assert checked["after"].dtype == np.int64
 
 
 def test_frames_are_refused_by_row() -> None:

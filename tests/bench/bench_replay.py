@@ -41,8 +41,8 @@ def main() -> None:
         found = summary(frame, stats)
         print(
             f"{trace.name} on {replicas} replicas: {len(frame):,} requests in {wall_s:.2f} s = "
-            f"{len(frame) / wall_s:,.0f} requests/s; {stats.events / len(frame):.1f} events and "
-            f"{stats.steps / len(frame):.0f} steps per request; finished {frame['finished_s'].notna().sum():,}; "
+            f"{len(frame) / wall_s:,.0f} requests/s; {stats.events.sum() / len(frame):.1f} events and "
+            f"{stats.steps.sum() / len(frame):.0f} steps per request; finished {frame['finished_s'].notna().sum():,}; "
             f"Little's law error {littles_law_error(frame, stats):.1e}; TTFT p95 {found['ttft_p95_s']:.2f} s, "
             f"TPOT p95 {found['tpot_p95_s']:.3f} s, busy {found['busy_fraction']:.0%}"
         )

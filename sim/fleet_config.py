@@ -1,0 +1,154 @@
+"""What a serving fleet is made of: kinds of replicas, how they come and go, and what stands at its door.
+
+Settings only; `sim.fleet` plays them. Every field has its unit and its bounds here, so that a fleet file with a mistake
+is refused with the key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from engine.profile import Profile
+from engine.scheduler import SchedulerConfig
+from engine.step_time import StepTimeModel
+
+ROUTERS = ("least_outstanding", "least_outstanding_tokens", "round_robin", "power_of_two", "prefix_aware")
+Router = Literal[
+    "least_outstanding", "least_outstanding_tokens", "round_robin", "power_of_two", "prefix_aware"
+]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class ScheduledSize(_Settings):
+    """From this time of the period on, at least so many replicas."""
+
+    at_s: Seconds
+    replicas: int = Field(ge=0)
+
+
+class Autoscaler(_Settings):
+    """Keeps the load per replica near a target: wanted replicas = ceil(load of all / target)."""
+
+    metric: Literal["outstanding_requests", "waiting_requests", "busy_fraction"] = "outstanding_requests"
+    target: float = Field(gt=0, allow_inf_nan=False, description="of the metric, per serving replica")
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=64, ge=1)
+    interval_s: PositiveSeconds = Field(default=15.0, description="between two decisions")
+    provisioning_s: Seconds = Field(default=120.0, description="from the order until the machine is there")
+    cool_down_s: Seconds = Field(default=300.0, description="after any change, before it shrinks")
+    tolerance: Share = Field(default=0.1, description="load this near the target changes nothing")
+    schedule: tuple[ScheduledSize, ...] = Field(default=(), description="least sizes by time of the period")
+    period_s: PositiveSeconds = Field(default=86_400.0, description="of the schedule")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaler:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}, allowed is at least that"
+            )
+        return self
+
+
+class Failures(_Settings):
+    """Replicas break down: exponential time between failures, exponential time of repair."""
+
+    mtbf_s: PositiveSeconds = Field(description="mean time in service until a failure")
+    repair_s: Seconds = Field(
+        default=600.0, description="mean time until the machine is back; the model then loads"
+    )
+
+
+class Spot(_Settings):
+    """Machines that the cloud takes back: exponential life, and a notice in which running requests may finish."""
+
+    mean_life_s: PositiveSeconds
+    notice_s: Seconds = Field(default=30.0, description="between the notice and the end; 0: none")
+    replacement_s: Seconds = Field(
+        default=180.0, description="until another machine is there; the model then loads"
+    )
+
+
+class ReplicaKind(_Settings):
+    """Equal replicas: what they run on, their limits, and how many there are at the start."""
+
+    name: str = "replica"
+    step_time: StepTimeModel = Field(description="seconds per step")
+    scheduler: SchedulerConfig = SchedulerConfig()
+    replicas: int = Field(default=1, ge=0, le=100_000)
+    role: Literal["serve", "prefill", "decode"] = "serve"
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="share of load that routers give it"
+    )
+    draft_tokens: int = Field(default=0, ge=0, le=64, description="speculative decoding: guesses per step")
+    acceptance_rate: Share = Field(
+        0.0, description="probability that a guess is right, if those before it were"
+    )
+    load_s: Seconds = Field(default=0.0, description="loading the model, after the machine is there")
+    price_usd_per_hour: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="of one replica"
+    )
+    profile: Profile | None = Field(default=None, description="for FLOPs, bytes and watts; None: not known")
+    autoscaler: Autoscaler | None = None
+    failures: Failures | None = None
+    spot: Spot | None = None
+
+
+class RateLimit(_Settings):
+    """What a tenant may ask for: two token buckets that refill steadily and hold a minute's worth."""
+
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0, description="prompt and output tokens")
+
+
+class Retries(_Settings):
+    """What clients do when a request fails: try again, waiting longer each time."""
+
+    attempts: int = Field(default=1, ge=1, le=100, description="in all; 1: never again")
+    delay_s: Seconds = Field(default=1.0, description="before the second attempt")
+    backoff: float = Field(
+        default=2.0, ge=1, le=100, description="each further delay is so many times the last"
+    )
+
+
+class Fleet(_Settings):
+    """A fleet and its door. With kinds of roles prefill and decode, each request goes through both."""
+
+    kinds: tuple[ReplicaKind, ...] = Field(min_length=1)
+    router: Router = "least_outstanding"
+    timeout_s: PositiveSeconds | None = Field(
+        default=None, description="clients give an attempt up after that"
+    )
+    max_outstanding: int | None = Field(
+        default=None, ge=1, description="requests in the fleet; more are refused"
+    )
+    retries: Retries = Retries()
+    rate_limits: dict[str, RateLimit] = Field(default={}, description="by tenant; 'default' for all others")
+    kv_transfer_s: Seconds = Field(default=0.0, description="from a prefill to a decode replica: latency")
+    kv_transfer_s_per_token: Seconds = Field(default=0.0, description="and per token of the prompt")
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Fleet:
+        roles = {kind.role for kind in self.kinds}
+        if "serve" in roles and roles != {"serve"}:
+            raise ValueError(
+                "kinds: found role serve beside prefill or decode, allowed is all serve, or both of the others"
+            )
+        if roles != {"serve"} and roles != {"prefill", "decode"}:
+            raise ValueError(
+                f"kinds: found only role {next(iter(roles))}, allowed is a prefill and a decode kind, or all serve"
+            )
+        return self
+
+    @property
+    def is_disaggregated(self) -> bool:
+        """Prompts and answers are computed by different replicas."""
+        return self.kinds[0].role != "serve"
