@@ -24,7 +24,10 @@ from engine.hardware import cpu_model
 def load_compiled(
     source: Path, options: Sequence[str], link_options: Sequence[str] = ()
 ) -> ctypes.CDLL | None:
-    """The library made of `source`, from the cache or compiled now; None without a working compiler."""
+    """The library made of `source` and the headers beside it, from the cache or compiled now.
+
+    None without a working compiler.
+    """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     if compiler is None:
         return None
@@ -35,7 +38,8 @@ def load_compiled(
 
 
 def _compiled(compiler: str, source: Path, options: Sequence[str], link_options: Sequence[str]) -> Path:
-    parts = (compiler, *options, platform.machine(), cpu_model(), source.read_text(encoding="utf-8"))
+    texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
+    parts = (compiler, *options, platform.machine(), cpu_model(), *texts)
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
     library = cache_dir() / "kernels" / f"{name}.so"
     if library.is_file():

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,9 +16,8 @@ import typer
 from rich.console import Console
 
 from engine.errors import InputError
-from engine.files import write_atomically
-from sim import cli_predict, paths
-from sim.terminal import JsonFlag, print_json, print_table, save_and_show
+from sim import cli_predict, cli_replay, cli_workload, paths
+from sim.terminal import JsonFlag, print_json, print_table, progress_bar, save_and_show
 
 app = typer.Typer(
     name="flywheel",
@@ -68,7 +64,7 @@ def profile(
     from engine.profiler import measure_profile
 
     target = out or paths.measured_profiles_dir() / f"{model.replace('/', '--')}.json"
-    with _progress(f"profile {model}") as report:
+    with progress_bar(f"profile {model}") as report:
         measured = measure_profile(
             model,
             device=device,
@@ -112,7 +108,7 @@ def run(
     path = paths.resolve_profile(chosen.deployment.model, profile)
     measured = Profile.load(path).require_model(chosen.deployment.model, path)
     folder = out or Path("out") / Path(scenario).stem
-    with _progress(f"run {Path(scenario).stem}") as report:
+    with progress_bar(f"run {Path(scenario).stem}") as report:
         result = simulate(chosen, seed=seed, profile=measured, progress=report)
     written = write_outputs(result, folder)
     if as_json:
@@ -120,49 +116,6 @@ def run(
     else:
         print_table(chosen.name, headline_rows(result))
         print(f"Report: {written}")
-
-
-@app.command(epilog="Example: flywheel replay requests.csv --replicas 40 --out per_request.csv")
-def replay(
-    trace: Annotated[
-        Path, typer.Argument(help="CSV: arrived_s,prompt_tokens,output_tokens or an Azure trace.")
-    ],
-    model: Annotated[
-        str, typer.Option(help="Model whose profile drives the simulated clock.")
-    ] = "smollm2-135m",
-    profile: ProfileOption = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Number of equal replicas.")] = 1,
-    router: Annotated[str, typer.Option(help="least_outstanding or round_robin.")] = "least_outstanding",
-    out: Annotated[Path | None, typer.Option(help="Write one CSV row per request here.")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Replay a request trace on simulated replicas with the engine's own scheduler."""
-    from engine.profile import Profile
-    from sim import serving
-    from sim.trace import read_trace
-
-    requests = read_trace(trace)
-    measured = Profile.load(paths.resolve_profile(model, profile))
-    started = time.perf_counter()
-    frame, stats = serving.replay_with_stats(
-        requests,
-        step_time=measured.step_time_model(),
-        scheduler=measured.scheduler_config(),
-        replicas=replicas,
-        router=router,
-    )
-    wall_s = time.perf_counter() - started
-    metrics = serving.summary(frame, stats)
-    if out is not None:
-        write_atomically(out, frame.to_csv(index=False))
-    if as_json:
-        print_json({"requests": len(frame), "wall_s": wall_s, **metrics})
-        return
-    print_table(
-        f"{trace.name} on {replicas} replicas",
-        [(key, _in_unit(key, value)) for key, value in metrics.items()],
-    )
-    print(f"{len(frame):,} requests simulated in {wall_s:.2f} s ({len(frame) / wall_s:,.0f} per second)")
 
 
 @app.command(
@@ -195,7 +148,7 @@ def train(
     config = TrainConfig(
         architecture=architecture, layers=layers, hidden_size=hidden_size, steps=steps, model=model, seed=seed
     )
-    with _progress("train") as report:
+    with progress_bar("train") as report:
         trained = run_training(texts, out, config, tokenizer, progress=report, resume=resume)
     if as_json:
         print_json(asdict(trained))
@@ -216,6 +169,13 @@ def train(
     print(f"Model: {out}")
 
 
+app.command(epilog="Example: flywheel replay requests.csv --replicas 40 --out per_request.csv")(
+    cli_replay.replay
+)
+app.command(epilog="Example: flywheel fit trace.csv --out workload.yaml")(cli_workload.fit)
+app.command(epilog="Example: flywheel generate workload.yaml --rate 5 --requests 1000 --out requests.csv")(
+    cli_workload.generate
+)
 app.command(epilog='Example: flywheel predict llama-3.1-8b --on "H100 SXM" --engine vllm')(
     cli_predict.predict
 )
@@ -276,31 +236,6 @@ def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
         except YAMLError:
             raise InputError(f"--set {pair}: the value {text!r} is not a YAML value") from None
     return values
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
-    """A progress bar on standard error; yields report(fraction done, what is being done)."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
-        task = bar.add_task(title, total=1.0)
-
-        def report(fraction: float, what: str = "") -> None:
-            bar.update(task, completed=fraction, description=f"{title}: {what}" if what else title)
-
-        yield report
-
-
-def _in_unit(key: str, value: float) -> str:
-    from sim import human
-
-    if key.endswith("_per_s"):
-        return f"{human.count(value)} /s"
-    if key.endswith("_s"):
-        return human.seconds(value)
-    return human.percent(value, 1) if key in ("busy_fraction", "cache_hit_rate") else human.count(value)
 
 
 if __name__ == "__main__":

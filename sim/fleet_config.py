@@ -89,7 +89,7 @@ class ReplicaKind(_Settings):
     )
     draft_tokens: int = Field(default=0, ge=0, le=64, description="speculative decoding: guesses per step")
     acceptance_rate: Share = Field(
-        0.0, description="probability that a guess is right, if those before it were"
+        default=0.0, description="probability that a guess is right, if those before it were"
     )
     load_s: Seconds = Field(default=0.0, description="loading the model, after the machine is there")
     price_usd_per_hour: float | None = Field(

@@ -1,4 +1,4 @@
-"""`sim.replica` as machine code: `replica_core.c`, compiled at first use, driven through the same methods.
+"""`sim.replica` as machine code: `sim/core/`, compiled at first use, driven through the same methods.
 
 About a hundred times faster than the reference, with equal results. A step-time model that is not the profile's own
 (`engine.step_time.RooflineStepTime`) is asked in Python for each step, which then takes most of the time.
@@ -25,7 +25,7 @@ from sim.replica_tables import COUNTS, STEP_RECORD
 if TYPE_CHECKING:
     from sim.fleet_config import ReplicaKind
 
-_SOURCE = Path(__file__).with_name("replica_core.c")
+_SOURCE = Path(__file__).parent / "core" / "fleet.c"
 # No contraction, no reordering: sums round as Python's do, on every machine.
 _OPTIONS = ("-O2", "-ffp-contract=off")
 _I64, _I32, _F64, _POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_void_p

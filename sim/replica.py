@@ -1,4 +1,4 @@
-"""The replicas of a fleet on a simulated clock, in plain Python: the readable reference of `sim/replica_core.c`.
+"""The replicas of a fleet on a simulated clock, in plain Python: the readable reference of `sim/core/`.
 
 Each replica runs the engine's own scheduler (`engine.scheduler`) and takes as long for a step as its step-time model
 says. Between two changes of the running batch nothing needs an event: the scheduler tells how many decode steps follow

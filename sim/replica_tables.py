@@ -1,4 +1,4 @@
-"""Tables that the two implementations of a replica (`sim/replica.py`, `sim/replica_core.c`) share: one row per request,
+"""Tables that the two implementations of a replica (`sim/replica.py`, `sim/core/`) share: one row per request,
 per replica, and per run of steps. Order and types are those of the C structs."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The request level: requests on a fleet of replicas, on a simulated clock.
 
 Each replica runs the engine's own scheduling policy and takes as long for a step as a step-time model says; it jumps
-from change to change of its batch (`sim.replica` explains how, `sim/replica_core.c` does it fast). SimPy is the clock
+from change to change of its batch (`sim.replica` explains how, `sim/core/` does it fast). SimPy is the clock
 of the fleet around them (`sim.fleet`). What the numbers mean is in `sim.serving_metrics`.
 """
 

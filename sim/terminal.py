@@ -35,6 +35,17 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     Console().print(table)
 
 
+def print_grid(title: str, head: list[str], rows: list[list[str]]) -> None:
+    """Print a table with a head; the first column names the rows."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(head[0], style="dim")
+    for name in head[1:]:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> None:
     """Write a profile to `target` and say what is in it."""
     from engine.profile import describe

@@ -1,0 +1,250 @@
+"""The command `flywheel replay`: a request trace through simulated replicas."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.errors import InputError
+from engine.files import write_atomically
+from sim import human, paths
+from sim.terminal import JsonFlag, print_grid, print_json, print_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from engine.profile import Profile
+    from sim.fleet_config import Fleet
+    from sim.serving import ReplayStats
+
+_LABELS = {
+    "requests": "Requests",
+    "finished": "Finished",
+    "timed_out": "Timed out",
+    "rejected": "Rejected",
+    "lost": "Lost",
+    "duration_s": "Duration",
+    "requests_per_s": "Throughput, requests",
+    "prompt_tokens_per_s": "Throughput, prompt tokens",
+    "output_tokens_per_s": "Throughput, output tokens",
+    "goodput_rps": "Goodput",
+    "ttft_met": "Requests within the TTFT objective",
+    "tpot_met": "Requests within the TPOT objective",
+    "busy_fraction": "Replicas busy",
+    "batch_mean": "Requests in a step",
+    "kv_occupancy": "KV cache filled",
+    "preemptions": "Preemptions",
+    "cache_hit_rate": "Prompt tokens found in the prefix cache",
+    "mfu": "MFU (of the peak FLOP/s, while busy)",
+    "mbu": "MBU (of the memory bandwidth, while busy)",
+    "joules_per_mtok_output": "Energy per million output tokens [J]",
+    "cost_usd": "Cost of the machines",
+    "usd_per_mtok_output": "Cost per million output tokens",
+    "usd_per_mtok": "Cost per million tokens, prompts included",
+}
+_IF_ANY = ("timed_out", "rejected", "lost", "preemptions")
+_MEASURES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "queue": "Queue", "itl": "ITL"}
+
+
+def replay(
+    trace: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV or JSONL: arrived_s,prompt_tokens,output_tokens; or Azure's, BurstGPT's, Mooncake's, Vidur's."
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(help="Model whose profile drives the simulated clock.")
+    ] = "smollm2-135m",
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
+    ] = None,
+    step_times: Annotated[
+        Path | None,
+        typer.Option(help="Measured step times instead: a CSV of steps, or a folder of layer tables."),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of the model that layer tables are of.")
+    ] = None,
+    fleet: Annotated[
+        Path | None, typer.Option(help="A fleet file (YAML): kinds, router, autoscaler, failures, door.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Number of equal replicas.")] = 1,
+    router: Annotated[
+        str,
+        typer.Option(
+            help="least_outstanding, least_outstanding_tokens, round_robin, power_of_two or prefix_aware."
+        ),
+    ] = "least_outstanding",
+    ttft_p95: Annotated[
+        float | None, typer.Option("--ttft-p95", help="Objective for goodput: time to first token [s].")
+    ] = None,
+    tpot_p95: Annotated[
+        float | None, typer.Option("--tpot-p95", help="Objective for goodput: time per output token [s].")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad lines out, and count them by reason.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write one CSV row per request here.")] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Write a time line here that opens in ui.perfetto.dev (JSON).")
+    ] = None,
+    timeline_replicas: Annotated[
+        str, typer.Option(help="Replicas in the time line: numbers with commas, or all.")
+    ] = "0",
+    as_json: JsonFlag = False,
+) -> None:
+    """Replay a request trace on simulated replicas with the engine's own scheduler."""
+    from engine.profile import Profile
+    from sim import serving_metrics
+    from sim.capacity import Objective
+    from sim.serving import replay_fleet
+    from sim.timeline import write_timeline
+    from sim.trace import read_trace_report
+
+    objective = None
+    if ttft_p95 is not None or tpot_p95 is not None:
+        objective = Objective(ttft_p95 or 1e9, tpot_p95 or 1e9)
+    shown = None if timeline_replicas == "all" else _numbers(timeline_replicas)
+    measured = None if step_times is not None else Profile.load(paths.resolve_profile(model, profile))
+    longest = None if measured is None else measured.model.max_context_tokens
+    if fleet is not None:
+        from sim.fleet_file import load_fleet
+
+        chosen = load_fleet(fleet, measured)
+    else:
+        chosen = _equal_replicas(measured, step_times, layers, replicas, router)
+    requests, report = read_trace_report(
+        trace, skip_bad, max_context_tokens=longest, block_tokens=chosen.kinds[0].scheduler.block_tokens
+    )
+    started = time.perf_counter()
+    frame, stats = replay_fleet(requests, chosen, record_steps=timeline is not None)
+    wall_s = time.perf_counter() - started
+    profiles = [kind.profile for kind in stats.kinds]
+    known = [each for each in profiles if each is not None]
+    metrics = serving_metrics.summary(
+        frame,
+        stats,
+        objective,
+        steps=stats.records,
+        num_blocks=[kind.scheduler.num_blocks for kind in stats.kinds],
+        profiles=known if len(known) == len(profiles) else None,
+    )
+    spans = serving_metrics.intervals(frame)
+    if out is not None:
+        write_atomically(out, frame.to_csv(index=False))
+    events = 0
+    if timeline is not None and stats.records is not None:
+        events = write_timeline(timeline, stats.records, frame, replicas=shown)
+    if as_json:
+        skipped = {each.reason: each.count for each in report.skipped}
+        result: dict[str, Any] = {"requests": len(frame), "wall_s": wall_s, "skipped": skipped, **metrics}
+        print_json({**result, "intervals": spans.to_dict(orient="records")})
+        return
+    _print(trace.name, chosen, frame, stats, metrics, spans)
+    for label, value in report.describe() if report.skipped else []:
+        print(f"{label}: {value}")
+    if events:
+        print(f"Time line: {timeline} ({events:,} events; open it in ui.perfetto.dev)")
+    print(f"{len(frame):,} requests simulated in {wall_s:.2f} s ({len(frame) / wall_s:,.0f} per second)")
+
+
+def _equal_replicas(
+    profile: Profile | None, step_times: Path | None, layers: int | None, replicas: int, router: str
+) -> Fleet:
+    from engine.scheduler import SchedulerConfig
+    from sim.fleet_config import ROUTERS, Fleet, ReplicaKind
+    from sim.layer_table import read_step_times
+
+    if router not in ROUTERS:
+        raise InputError(f"router: found {router!r}, allowed are {', '.join(ROUTERS)}")
+    if profile is not None:
+        kind = ReplicaKind(
+            name=profile.model.name,
+            step_time=profile.step_time_model(),
+            scheduler=profile.scheduler_config(),
+            replicas=replicas,
+            price_usd_per_hour=profile.hardware.price_usd_per_hour,
+            profile=profile,
+        )
+    else:
+        assert step_times is not None
+        kind = ReplicaKind(
+            name=step_times.stem,
+            step_time=read_step_times(step_times, layers),
+            scheduler=SchedulerConfig(),
+            replicas=replicas,
+        )
+    return Fleet(kinds=(kind,), router=router)  # type: ignore[arg-type]
+
+
+def _print(
+    name: str,
+    fleet: Fleet,
+    frame: pd.DataFrame,
+    stats: ReplayStats,
+    metrics: dict[str, float],
+    spans: pd.DataFrame,
+) -> None:
+    kinds = ", ".join(
+        f"{sum(kind is each for each in stats.kinds)} × {kind.name}"
+        + (
+            " (PREDICTED, not measured)"
+            if kind.profile is not None and kind.profile.kind == "predicted"
+            else ""
+        )
+        for kind in fleet.kinds
+    )
+    span = {(row["metric"], row["statistic"]): row for row in spans.to_dict(orient="records")}
+    rows = []
+    for measure, label in _MEASURES.items():
+        if f"{measure}_mean_s" not in metrics:
+            continue
+        cells = [label]
+        for statistic in ("mean", "p50", "p95", "p99"):
+            found = span.get((f"{measure}_s", statistic))
+            cell = human.seconds(metrics[f"{measure}_{statistic}_s"])
+            if found is not None and found["half_width"] > 0:
+                cell += (
+                    f" ±{human.percent(found['half_width'] / found['value'])}{' *' if found['note'] else ''}"
+                )
+            cells.append(cell)
+        rows.append(cells)
+    print_grid(f"{name} on {kinds}", ["", "mean", "p50", "p95", "p99"], rows)
+    note = "± 95 % interval by batch means, the first tenth left out"
+    if spans["note"].any():
+        note += "; * too short a run to trust it"
+    print(f"{note}.")
+    print_table(
+        "Whole run",
+        [
+            (label, _in_unit(key, metrics[key]))
+            for key, label in _LABELS.items()
+            if not math.isnan(metrics.get(key, math.nan)) and (key not in _IF_ANY or metrics[key])
+        ],
+    )
+
+
+def _in_unit(key: str, value: float) -> str:
+    if key.endswith("_per_s") or key.endswith("_rps"):
+        return f"{human.count(value)} /s"
+    if key.endswith("_s"):
+        return human.seconds(value)
+    if key.endswith("_usd") or key.startswith("usd_"):
+        return human.usd(value)
+    shares = ("busy_fraction", "cache_hit_rate", "kv_occupancy", "mfu", "mbu")
+    return human.percent(value, 1) if key in shares or key.endswith("_met") else human.count(value)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--timeline-replicas: found {text!r}, allowed are numbers with commas, or all"
+        ) from None
