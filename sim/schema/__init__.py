@@ -1,0 +1,51 @@
+"""The sections of a scenario: every assumption about the company, with unit, meaning, bounds and source."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sim.schema.base import BESIROGLU, NEBIUS, Section, fraction, quantity
+from sim.schema.data import Data, DataSource
+from sim.schema.deployment import Deployment
+from sim.schema.finance import Finance, FundingRound, Role
+from sim.schema.market import Market, Plan
+from sim.schema.training import Training
+
+__all__ = [
+    "BESIROGLU",
+    "NEBIUS",
+    "Data",
+    "DataSource",
+    "Deployment",
+    "Finance",
+    "FundingRound",
+    "Market",
+    "Plan",
+    "Role",
+    "ScenarioFields",
+    "Section",
+    "Training",
+    "fraction",
+    "quantity",
+]
+
+
+class ScenarioFields(Section):
+    """A whole company: its four stages, its market and its money."""
+
+    name: str = quantity("A company", "text", "title shown in reports", min_length=1, max_length=120)
+    start_month: str = quantity(
+        "2026-01", "YYYY-MM", "first month of the run", pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$"
+    )
+    horizon_months: int = quantity(36, "months", "how long to run", ge=1, le=240)
+    seed: int = quantity(0, "integer", "of the random streams", ge=0, le=2**63 - 1)
+    data: Data = Field(default_factory=Data, description="stage 1: training text")
+    training: Training = Field(default_factory=Training, description="stage 2: model versions")
+    deployment: Deployment = Field(default_factory=Deployment, description="stage 3: the serving fleet")
+    market: Market = Field(description="stage 4: customers and prices")
+    finance: Finance = Field(default_factory=Finance, description="people, terms, funding")
+    sources: dict[str, str] = Field(
+        default_factory=dict,
+        description='where values come from: {dotted key: "source, date"}',
+        json_schema_extra={"unit": "source, date"},
+    )
