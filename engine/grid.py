@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from engine.scheduler import SchedulerConfig
 
 CHUNKS = (4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # tokens
-BATCHES = (1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # requests
+# Requests. Kernels work on rows by fours and eights: sizes in between belong in, or the fit sees only the best ones.
+BATCHES = (1, 2, 3, 4, 6, 8, 10, 14, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 LONGEST_TOKENS = 4096  # context
 
 

@@ -29,6 +29,7 @@ from engine.step_time import RooflineStepTime, Uncertainty
 FloatArray = NDArray[np.float64]
 
 _IQR_OF_NORMAL = 1.349  # interquartile range of a normal distribution over its standard deviation
+_STEADIEST_SD = 0.01  # a point that was measured once says nothing about how steady the machine is
 _BEND_LENGTH = 2.0  # doublings of the batch after which the model errs in another way
 _LEAST_CONSTANT = 1e-3  # share of the mean that a drawn constant keeps: a clock must move on
 
@@ -84,7 +85,7 @@ def posterior_of(profile: Profile) -> Posterior:
         return Posterior(times, known, float(calibration["run_sd"]))
     bends = bend_covariance(times, times.uncertainty.relative_sd)
     # The repeats of a point are spread over all of the measurement: how they differ shows how steady the machine is.
-    return Posterior(times, known + bends, profile.fit.repeat_spread / _IQR_OF_NORMAL)
+    return Posterior(times, known + bends, max(_STEADIEST_SD, profile.fit.repeat_spread / _IQR_OF_NORMAL))
 
 
 def bend_covariance(times: RooflineStepTime, relative_sd: float) -> FloatArray:

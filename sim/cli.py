@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from engine.errors import InputError
-from sim import cli_predict, cli_replay, cli_workload, paths
+from sim import cli_predict, cli_replay, cli_validate, cli_workload, paths
 from sim.terminal import JsonFlag, print_json, print_table, progress_bar, save_and_show
 
 app = typer.Typer(
@@ -176,6 +176,7 @@ app.command(epilog="Example: flywheel fit trace.csv --out workload.yaml")(cli_wo
 app.command(epilog="Example: flywheel generate workload.yaml --rate 5 --requests 1000 --out requests.csv")(
     cli_workload.generate
 )
+app.add_typer(cli_validate.app, name="validate")
 app.command(epilog='Example: flywheel predict llama-3.1-8b --on "H100 SXM" --engine vllm')(
     cli_predict.predict
 )

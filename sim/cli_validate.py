@@ -24,6 +24,9 @@ ProfileOption = Annotated[
 ]
 
 
+_DISTURBED_SHARE = 0.02  # of the measured time, in stalled steps
+
+
 @app.command(epilog="Example: flywheel validate serving --loads 0.3,0.6 --requests 50 --runs 1 --calibrate")
 def serving(
     model: Annotated[str, typer.Option(help="Model to serve; its profile predicts.")] = "smollm2-135m",
@@ -75,18 +78,7 @@ def serving(
         steps = found.steps[load]
         title = f"Load {share} of {found.capacity_rps:.3g} requests/s: {runs} runs of {requests} requests"
         _print_comparison(title, rows)
-        print(
-            f"Single steps: the profile is off by {human.percent(steps['median_error'], 1)} (median), "
-            f"{human.percent(steps['bias'], 1)} in sum"
-            + (
-                f"; calibrated {human.percent(steps['calibrated_median_error'], 1)}, "
-                f"{human.percent(steps['calibrated_bias'], 1)}"
-                if calibrate
-                else ""
-            )
-            + f". With the run's own step times, the replay is off by up to "
-            f"{human.percent(float(rows['scheduler_error'].abs().max()), 2)}."
-        )
+        print(_about_steps(steps, float(rows["scheduler_error"].abs().max())))
     if found.calibrated is not None:
         _print_calibration(prior, found.calibrated, out / "calibrated.json")
     if found.provenance["machine"] != prior.hardware.name:
@@ -175,6 +167,26 @@ def run(
     _print_comparison(f"{recorded.name}: {len(frame)} requests{part}", table)
     if calibrated is not None:
         _print_calibration(prior, calibrated, out)
+
+
+def _about_steps(steps: dict[str, float], scheduler_error: float) -> str:
+    """Whose fault an error is: the step-time model's, the scheduler's, or the machine's."""
+    lines = [
+        f"Single steps: the profile errs by {human.percent(steps['median_error'], 1)} (median), by "
+        f"{human.percent(steps['bias'], 1)} in sum"
+    ]
+    if "calibrated_bias" in steps:
+        error, bias = (human.percent(steps[f"calibrated_{name}"], 1) for name in ("median_error", "bias"))
+        lines.append(f"; calibrated by {error}, {bias}")
+    lines.append(
+        f". With the run's own step times the replay errs by at most {human.percent(scheduler_error, 2)}."
+    )
+    if steps["stalled_share"] > _DISTURBED_SHARE:
+        lines.append(
+            f"\nThe machine was disturbed: {human.percent(steps['stalled_share'])} of the time passed in steps that "
+            "took twice as long as predicted or longer. Measure again when nothing else runs."
+        )
+    return "".join(lines)
 
 
 def _print_comparison(title: str, table: pd.DataFrame) -> None:

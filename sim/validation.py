@@ -35,6 +35,7 @@ BURST = "burst"
 BURST_SHARE, BURST_QUIET, BURST_PEAK = 0.5, 0.3, 3.0  # of requests, of capacity, of capacity
 GOALS = {"throughput": 0.015, "ttft": 0.06, "tpot": 0.03, "e2e": 0.03}  # relative errors
 _BACKLOG = 1000  # requests
+_STALLED = 2.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,12 @@ def scheduler_errors(
 
 
 def step_errors(runs: Sequence[Observation], times: StepTimeModel) -> dict[str, float]:
-    """How a step-time model does on observed steps: bias of their sum, and median of |predicted / measured − 1|."""
+    """How a step-time model does on observed steps.
+
+    steps; bias of their sum (predicted / measured − 1); median_error, of |predicted / measured − 1|; the share of the
+    measured time between steps, and that in stalled steps, which took twice as long as predicted or longer: no model's
+    fault, but somebody else's work on the same cores.
+    """
     steps = pd.concat([run.steps for run in runs])
     measured = (steps["until_s"] - steps["started_s"]).to_numpy(dtype=float)
     predicted = np.array(
@@ -205,6 +211,7 @@ def step_errors(runs: Sequence[Observation], times: StepTimeModel) -> dict[str, 
         "steps": float(len(steps)),
         "bias": float(predicted.sum() / measured.sum() - 1),
         "median_error": float(np.median(np.abs(error))),
+        "stalled_share": float(measured[measured >= _STALLED * predicted].sum() / measured.sum()),
         "between_steps_share": float((steps["until_s"] - steps["ended_s"]).sum() / measured.sum()),
     }
 

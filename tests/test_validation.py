@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,7 @@ def test_serving_is_validated_end_to_end(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_real_model_is_predicted(tmp_path: Path) -> None:
-    """On any machine, however noisy: the scheduler is exact, and a calibrated profile is about right."""
+    """The scheduler is exact on any machine, and a calibrated profile is about right on one that does nothing else."""
     pytest.importorskip("torch")
     from engine.profiler import measure_profile
     from sim.validate_serving import validate_serving
@@ -213,5 +212,6 @@ def test_the_real_model_is_predicted(tmp_path: Path) -> None:
     profile = measure_profile(budget_s=20.0, training=False)
     found = validate_serving(profile, ["0.3"], requests=40, runs=1, calibrate=True)
     assert found.table["scheduler_error"].abs().max() < 0.02
-    assert found.table["calibrated_error"].abs().median() < 0.3
-    assert sys.modules["engine.llm"]
+    if found.steps["0.3"]["stalled_share"] > 0.02:
+        pytest.skip("something else kept this machine's cores busy")
+    assert found.table["calibrated_error"].abs().median() < 0.1
