@@ -9,19 +9,24 @@ and the compute of a training run, C = 6·N·D FLOP: 2·N forward and 4·N backw
 arXiv:2001.08361). The default constants are those of the replication by Besiroglu et al. 2024,
 arXiv:2404.10102, who found the published fit of Hoffmann et al. not to be reproducible from its own data.
 
+A law that was measured here (`engine.ladder`, `flywheel scaling`) comes from a file by `load_law`, with the draws
+of its bootstrap, so that what it predicts has an interval.
+
 Nothing here imports torch: the simulator of the company uses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.checked_json import build, read_json_object
 from engine.errors import InputError
 
 FloatArray = NDArray[np.float64]
@@ -29,6 +34,7 @@ FloatArray = NDArray[np.float64]
 FORWARD_FLOP = 2  # per parameter and token: one multiplication and one addition
 TRAINING_FLOP = 6  # forward, and twice that for the gradients of activations and weights
 RECOMPUTED_TRAINING_FLOP = 8  # the forward pass runs once more when activations are recomputed
+CONSTANTS = ("E", "A", "B", "alpha", "beta")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class ScalingConstants:
     """Constants of L(N, D) = E + A / N^alpha + B / D^beta, in nats per token.
 
     `E` is the loss that no model gets below (the entropy of the text); `source` says who fitted them to what.
+    `draws` are other constants (E, A, B, alpha, beta) that the same measurements allow, each as likely as the next:
+    a bootstrap sample. It is empty where only the constants were published.
     """
 
     E: float
@@ -44,13 +52,25 @@ class ScalingConstants:
     alpha: float
     beta: float
     source: str = ""
+    draws: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("E", "A", "B", "alpha", "beta"):
+        for name in CONSTANTS:
             value = getattr(self, name)
             lowest_allowed = value > 0 or (name == "E" and value == 0)
             if not (np.isfinite(value) and lowest_allowed):
                 raise InputError(f"scaling law: {name} is {value!r}; allowed is a positive number")
+        for draw in self.draws:
+            ScalingConstants(**dict(zip(CONSTANTS, draw, strict=True)))
+
+    @property
+    def covariance(self) -> FloatArray | None:
+        """Covariance [5, 5] of (E, log A, log B, alpha, beta) over the draws; None with fewer than two."""
+        if len(self.draws) < 2:
+            return None
+        columns = np.asarray(self.draws)
+        columns[:, 1:3] = np.log(columns[:, 1:3])
+        return np.asarray(np.cov(columns, rowvar=False))
 
 
 HOFFMANN_2022 = ScalingConstants(
@@ -102,6 +122,49 @@ def loss(
     n, d = _positive(parameters, "parameters"), _positive(tokens, "tokens")
     value = constants.E + constants.A * n**-constants.alpha + constants.B * d**-constants.beta
     return float(value) if value.ndim == 0 else value
+
+
+def loss_interval(
+    parameters: float, tokens: float, constants: ScalingConstants, level: float = 0.9
+) -> tuple[float, float]:
+    """Between which losses the law lies at this size with probability `level`, by its draws.
+
+    It tells how well the measurements determine the law, not whether the law holds so far from them.
+
+    Raises:
+        InputError: the law has no draws, a number is not positive, or `level` is not between 0 and 1.
+    """
+    if not constants.draws:
+        raise InputError(
+            "scaling law: no interval is known; only a measured law (`flywheel scaling`) has draws"
+        )
+    if not 0 < level < 1:
+        raise InputError(f"level is {level!r}; allowed is between 0 and 1")
+    n, d = _positive(parameters, "parameters"), _positive(tokens, "tokens")
+    e, a, b, alpha, beta = np.asarray(constants.draws).T
+    low, high = np.quantile(e + a * n**-alpha + b * d**-beta, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def load_law(path: str | Path) -> ScalingConstants:
+    """The law in a file of `flywheel scaling`: an object with `constants` (E, A, B, alpha, beta) and maybe `draws`.
+
+    Raises:
+        InputError: no such file, or not such a law; the message names file and key.
+    """
+    raw = read_json_object(path)
+    if not isinstance(raw.get("constants"), dict):
+        raise InputError(f"{path}: constants: missing; allowed is an object with {', '.join(CONSTANTS)}")
+    draws = raw.get("draws", [])
+    for index, draw in enumerate(draws if isinstance(draws, list) else []):
+        if not isinstance(draw, list) or len(draw) != len(CONSTANTS):
+            raise InputError(f"{path}: draws[{index}]: allowed is a list of {', '.join(CONSTANTS)}")
+    try:
+        law = build(ScalingConstants, {**raw["constants"], "draws": draws}, str(path), "constants")
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    return law if law.source else replace(law, source=f"measured: {path}")
 
 
 def training_flop(parameters: float, tokens: float, *, recompute_activations: bool = False) -> float:
@@ -184,6 +247,23 @@ def fit(
 
 def _best_of_many_starts(log_n: FloatArray, log_d: FloatArray, log_loss: FloatArray, delta: float) -> Any:
     """Scipy's result of the best start; x = (log E, log A, log B, alpha, beta)."""
+    lowest, best = float(log_loss.min()), None
+    # A start names the exponents and how much of the lowest loss is irreducible; log A and log B then follow
+    # from the idea that the two reducible terms share what is left at the geometric middle of the data.
+    for alpha, beta, irreducible in product((0.15, 0.35, 0.6), (0.15, 0.35, 0.6), (0.3, 0.6, 0.9)):
+        log_e = lowest + np.log(irreducible)
+        log_half = np.log(max(np.exp(np.median(log_loss)) - np.exp(log_e), 1e-6) / 2)
+        start = [log_e, log_half + alpha * np.median(log_n), log_half + beta * np.median(log_d), alpha, beta]
+        found = minimise(log_n, log_d, log_loss, delta, start)
+        if best is None or found.cost < best.cost:
+            best = found
+    return best
+
+
+def minimise(
+    log_n: FloatArray, log_d: FloatArray, log_loss: FloatArray, delta: float, start: Sequence[float]
+) -> Any:
+    """Scipy's least-squares result from one start; x = (log E, log A, log B, alpha, beta), `cost` the Huber loss."""
     from scipy.optimize import least_squares
 
     def terms(x: FloatArray) -> FloatArray:
@@ -197,29 +277,19 @@ def _best_of_many_starts(log_n: FloatArray, log_d: FloatArray, log_loss: FloatAr
         share = np.exp(exponents - np.logaddexp.reduce(exponents, axis=0))  # of each term in the loss
         return np.stack([*share, -share[1] * log_n, -share[2] * log_d], axis=1)
 
-    lowest, best = float(log_loss.min()), None
-    # A start names the exponents and how much of the lowest loss is irreducible; log A and log B then follow
-    # from the idea that the two reducible terms share what is left at the geometric middle of the data.
-    for alpha, beta, irreducible in product((0.15, 0.35, 0.6), (0.15, 0.35, 0.6), (0.3, 0.6, 0.9)):
-        log_e = lowest + np.log(irreducible)
-        log_half = np.log(max(np.exp(np.median(log_loss)) - np.exp(log_e), 1e-6) / 2)
-        start = [log_e, log_half + alpha * np.median(log_n), log_half + beta * np.median(log_d), alpha, beta]
-        found = least_squares(
-            residuals,
-            start,
-            jac=jacobian,
-            loss="huber",
-            f_scale=delta,
-            x_scale="jac",
-            bounds=([-20, -20, -20, 1e-3, 1e-3], [20, 60, 60, 3, 3]),
-            xtol=1e-12,
-            ftol=1e-12,
-            gtol=1e-12,
-            max_nfev=500,
-        )
-        if best is None or found.cost < best.cost:
-            best = found
-    return best
+    return least_squares(
+        residuals,
+        start,
+        jac=jacobian,
+        loss="huber",
+        f_scale=delta,
+        x_scale="jac",
+        bounds=([-20, -20, -20, 1e-3, 1e-3], [20, 60, 60, 2, 2]),
+        xtol=1e-12,
+        ftol=1e-12,
+        gtol=1e-12,
+        max_nfev=500,
+    )
 
 
 def _positive(value: float | FloatArray, name: str) -> FloatArray:

@@ -35,6 +35,7 @@ from engine.errors import InputError
 from engine.memory import peak_memory_bytes, reset_peak_memory
 from engine.optimization import batch_rows, evaluate, learning_rate, new_optimizer, optimizer_step, peak_flops
 from engine.scaling import TRAINING_FLOP, training_flop
+from engine.standard_library import MAX_MB, standard_library
 from engine.train_config import TrainConfig, TrainReport
 
 DEFAULT_TOKENIZER = "smollm2-135m"
@@ -59,30 +60,32 @@ class _State:
 
 
 def run_training(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path] | None,
     out_dir: str | Path,
     config: TrainConfig,
     tokenizer_name: str | None = None,
     progress: Progress | None = None,
     *,
     resume: bool = False,
+    library_mb: float = MAX_MB,
 ) -> TrainReport:
     """Texts in, model out: read, prepare, train, evaluate; write model, tokenizer and `report.json`.
 
     Args:
-        paths: text files, JSONL files, folders.
+        paths: text files, JSONL files, folders; None: the standard library of this Python.
         out_dir: afterwards a folder that `AutoModelForCausalLM.from_pretrained` and `LLM` load.
         config: the run.
         tokenizer_name: what `engine.model` loads (None: that of `config.model`, else the bundled one), or
             "bpe:SIZE" for a byte-level BPE of that many tokens learnt from the texts.
         progress: called with the fraction done and what is being done.
         resume: continue from the last checkpoint in `out_dir`, if there is one.
+        library_mb: million characters of the standard library at most, where that is the text.
 
     Raises:
         InputError: bad texts, a bad configuration, or a checkpoint of another run.
     """
     out_dir = Path(out_dir)
-    documents = read_documents(paths)
+    documents = standard_library(library_mb) if paths is None else read_documents(paths)
     name = tokenizer_name or config.model or DEFAULT_TOKENIZER
     tokenizer = _tokenizer(name, [document.text for document in documents])
     data = prepare(
@@ -92,9 +95,9 @@ def run_training(
         validation_fraction=config.validation_fraction,
         progress=part(progress, 0.0, 0.1),
     )
-    model = _new_model(config, data)
+    model = new_model(config, data)
     report = train(config, data, part(progress, 0.1, 1.0), out_dir=out_dir, model=model, resume=resume)
-    _save_model(out_dir, model, tokenizer)
+    save_model(out_dir, model, tokenizer)
     report.save(out_dir / "report.json")
     return report
 
@@ -127,7 +130,7 @@ def train(
     if config.checkpoint_every and out_dir is None:
         raise InputError("training: checkpoint_every is set, but there is no out_dir to write to")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
-        model = (_new_model(config, data) if model is None else model).to(device)
+        model = (new_model(config, data) if model is None else model).to(device)
         if model.config.vocab_size < data.vocab_size:
             raise InputError(
                 f"training: the tokenizer has {data.vocab_size} tokens, the model {model.config.vocab_size}"
@@ -288,7 +291,8 @@ def _fingerprint(config: TrainConfig, data: PreparedData) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _new_model(config: TrainConfig, data: PreparedData) -> Any:
+def new_model(config: TrainConfig, data: PreparedData) -> Any:
+    """The model that a run starts from: `config.model`, or new weights after the configuration and its seed."""
     if config.model is not None:
         from engine.model import load_model
 
@@ -306,8 +310,8 @@ def _new_model(config: TrainConfig, data: PreparedData) -> Any:
         )
 
 
-def _save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write what `from_pretrained` reads; files move to `folder` only once all of them are written."""
+def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write what `from_pretrained` and `LLM` read; files move to `folder` only once all of them are written."""
     from transformers.utils import logging
 
     bar_enabled = logging.is_progress_bar_enabled()

@@ -1,14 +1,17 @@
-"""The bridge between requests and the company: what one replica sustains, at which latency.
+"""The bridge between requests and the company: what a replica, or a fleet, sustains, and at which latency.
 
 The company level thinks in hours and never simulates single requests. It asks for a capacity surface: a ladder of
-arrival rates, each replayed on one replica (`sim.serving`) with the same requests (common random numbers), gives
-latency percentiles by rate. More load cannot mean less latency, so what noise is left in the percentiles is taken
-out by isotonic regression; the capacity is the highest rate at which the 95th percentiles keep the objective. A fleet
-behind a router that balances load is taken as so many replicas at an even share of the rate, which is slightly
-pessimistic: pooling evens out bursts.
+arrival rates (`sim.load_ladder`), each replayed on one replica with the same requests, gives latency percentiles by
+rate; the capacity is the highest rate at which the objective is kept. A fleet behind a router that balances load is
+taken as so many replicas at an even share of the rate, which is slightly pessimistic: pooling evens out bursts.
+`fleet_capacity` asks the same of a whole fleet, for any load and any goal, without that step.
 
-A surface depends only on the profile, the traffic, the objective and the scheduler, so it is kept in the user's
-cache under the hash of these inputs.
+The capacity's interval: batch means give the relative error h of a percentile near the capacity; its ends are the
+rates at which the percentile, taken as wrong by that much, would reach the objective. Seeds differ by about 1 %.
+Beside chance stands the step-time model's own error. If all steps took f times as long, the same fleet would live
+f times as slowly: latency f·L at rate λ/f. So `capacity_at` reads off the same curve what a slower fleet sustains.
+
+A surface depends only on the fleet, the load and the goal, so it is kept in the user's cache under the hash of these.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +29,37 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from engine.errors import InputError
 from engine.files import cache_dir as default_cache_dir
 from engine.files import write_atomically
 from engine.profile import Profile
 from engine.scheduler import SchedulerConfig
-from sim.serving import latencies, replay, replay_with_stats
-from sim.workload import generate, traffic_mix
+from sim.fleet_config import Fleet, ReplicaKind
+from sim.goals import Goal, Limit, MetShare, Objective, check_goal, goal_content, goal_of
+from sim.load_ladder import COLUMNS, Ladder, Progress, climb
+from sim.offered_load import OfferedLoad, traffic_load
+from sim.workload import traffic_mix
 
-METHOD_VERSION = 3  # a change of the method makes every cached surface stale
-REQUESTS_PER_RATE = (
-    5000  # near saturation waiting times are correlated: fewer make the capacity a matter of luck
-)
-LOADS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.95)  # of the saturation rate
-_REFINEMENTS = 4  # bisections between the last rate that keeps the objective and the first that doesn't
-_LATENCIES = ("ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "tpot_p95_s", "e2e_p95_s")
+__all__ = [
+    "CapacitySurface",
+    "Limit",
+    "MetShare",
+    "Objective",
+    "capacity_surface",
+    "fleet_capacity",
+    "goal_of",
+    "replica_fleet",
+]
+
+METHOD_VERSION = 4  # a change of the method makes every cached surface stale
+REQUESTS_PER_RATE = 40_000  # near saturation: fewer make the capacity a matter of luck
+FEW_REQUESTS = 4_000  # at low load
 _WAITING = ("ttft_p50_s", "ttft_p95_s", "e2e_p95_s")  # what a queue in front of the replica adds to
 _WORK = ("busy_fraction", "output_tokens_per_s")  # nothing at rate 0
-_COLUMNS = ("rate_rps", "load", *_LATENCIES, "busy_fraction", "output_tokens_per_s", "batch_mean")
-
-Progress = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Latency that customers are promised: 95th percentiles of the time to first token and per output token."""
-
-    ttft_p95_s: float
-    tpot_p95_s: float
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not 0 < value < math.inf:
-                raise InputError(f"objective.{name}: found {value}, allowed is a time above 0 s")
 
 
 @dataclass
 class CapacitySurface:
-    """What one replica sustains of a traffic mix; `table` has one row per rate that was simulated."""
+    """What one replica (or fleet) sustains of a load; `table` has one row per rate that was simulated."""
 
     capacity_rps: float  # highest rate that keeps the objective
     saturation_rps: float  # what comes out when the queue never empties
@@ -71,6 +67,11 @@ class CapacitySurface:
     output_tokens_mean: float
     table: pd.DataFrame
     provenance: dict[str, Any] = field(default_factory=dict)
+    capacity_low_rps: float = math.nan  # 95 % interval of the capacity: chance of the simulation alone
+    capacity_high_rps: float = math.nan
+    strains: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # of each part of the goal, by row of the table
 
     def at(self, rate_rps: ArrayLike) -> dict[str, NDArray[np.float64]]:
         """Columns of the table at any arrival rates (array of any shape), interpolated linearly.
@@ -102,6 +103,15 @@ class CapacitySurface:
         )
         return {"rate_rps": rates, "load": rates / self.saturation_rps, **result}
 
+    def capacity_at(self, slowdown: float) -> float:
+        """The highest rate if every step took `slowdown` times as long; 0 if not even an idle fleet keeps the goal.
+
+        Exact where arrivals have no time scale of their own (Poisson, or gamma gaps); bursts and think times have one.
+        """
+        return _crossing(
+            self.table["rate_rps"].to_numpy(), self.strains, dict.fromkeys(self.strains, 1 / slowdown)
+        ) / (slowdown)
+
 
 def capacity_surface(
     profile: Profile,
@@ -113,7 +123,7 @@ def capacity_surface(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> CapacitySurface:
-    """The capacity surface of one replica, from the cache or simulated in a few seconds.
+    """The capacity surface of one replica, from the cache or simulated in about two seconds.
 
     Args:
         profile: step times and scheduler settings of the replica.
@@ -127,21 +137,107 @@ def capacity_surface(
     Raises:
         InputError: unknown traffic class, or an objective that not even a single request keeps.
     """
-    report = progress or (lambda _fraction, _what: None)
     config = scheduler or profile.scheduler_config()
+    load = traffic_load(
+        traffic,
+        max_context_tokens=min(profile.model.max_context_tokens, config.cache_tokens),
+        block_tokens=config.block_tokens,
+    )
     inputs = {
-        "method": METHOD_VERSION,
         "profile": profile.content_hash,
         "traffic": [{"share": share, **asdict(kind)} for kind, share in traffic_mix(traffic)],
         "objective": asdict(objective),
         "scheduler": asdict(config),
-        "seed": seed,
     }
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    path = (cache_dir or default_cache_dir()) / "surfaces" / f"{key[:32]}.json"
-    surface = _read(path, inputs)
-    if surface is None:
-        surface = _simulate(profile, inputs, objective, config, seed, report)
+    fleet = replica_fleet(profile, config)
+    return _known_or_simulated(
+        inputs, fleet, load, goal_of(objective), REQUESTS_PER_RATE, seed, cache_dir, progress
+    )
+
+
+def fleet_capacity(
+    fleet: Fleet,
+    load: OfferedLoad,
+    goal: Goal,
+    *,
+    requests: int | None = None,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> CapacitySurface:
+    """The highest rate that any fleet sustains of any load, and its latencies by rate.
+
+    A fleet that scales is measured up to what it does at its largest; its door (time-outs, limits) is part of it, and
+    whom it refuses is infinitely late. The search ends at 95 % of the saturation rate. Step times that are no
+    dataclass of plain numbers can't be told apart by content: such a fleet is simulated anew each time.
+
+    Args:
+        fleet: replicas of any kinds and roles (see `sim.fleet_config`).
+        load: requests at any rate (see `sim.offered_load`).
+        goal: limits on latency, or a share of requests that meet all (see `sim.goals`).
+        requests: of each replay that decides; None takes 40,000. Fewer are faster, and noisier by 1/√requests.
+        seed: of the requests.
+        cache_dir: folder of the cache; None takes the user's.
+        progress: called with (fraction done, what is being done).
+
+    Raises:
+        InputError: a goal for a class that doesn't come, a request that can never fit, or a goal out of reach.
+    """
+    chosen = tuple(goal)
+    check_goal(chosen, load.at(1.0, load.rows or 2000, seed))
+    kinds = [_kind_content(kind) for kind in fleet.kinds]
+    inputs: dict[str, Any] | None = {
+        "fleet": fleet.model_dump(mode="json", exclude={"kinds"}),
+        "kinds": kinds,
+        "load": load.content,
+        "goal": goal_content(chosen),
+    }
+    if None in kinds:
+        inputs = None
+    return _known_or_simulated(
+        inputs, fleet, load, chosen, requests or REQUESTS_PER_RATE, seed, cache_dir, progress
+    )
+
+
+def replica_fleet(profile: Profile, scheduler: SchedulerConfig | None = None, replicas: int = 1) -> Fleet:
+    """Equal replicas of a profile behind the default router."""
+    kind = ReplicaKind(
+        name=profile.model.name,
+        step_time=profile.step_time_model(),
+        scheduler=scheduler or profile.scheduler_config(),
+        replicas=replicas,
+        price_usd_per_hour=profile.hardware.price_usd_per_hour,
+        profile=profile,
+    )
+    return Fleet(kinds=(kind,))
+
+
+def _known_or_simulated(
+    inputs: dict[str, Any] | None,
+    fleet: Fleet,
+    load: OfferedLoad,
+    goal: Goal,
+    requests: int,
+    seed: int,
+    cache_dir: Path | None,
+    progress: Progress | None,
+) -> CapacitySurface:
+    report = progress or (lambda _fraction, _what: None)
+    path = None
+    provenance: dict[str, Any] = {"method": METHOD_VERSION, "seed": seed, "requests_per_rate": requests}
+    if inputs is not None:
+        # As JSON reads it back: tuples are lists there.
+        provenance = json.loads(
+            json.dumps({**provenance, "few_requests": FEW_REQUESTS, **inputs}, sort_keys=True)
+        )
+        key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
+        path = (cache_dir or default_cache_dir()) / "surfaces" / f"{key[:32]}.json"
+        if (known := _read(path, provenance)) is not None:
+            report(1.0, "capacity known")
+            return known
+    ladder = climb(fleet, load, goal, requests, min(FEW_REQUESTS, requests), seed, report)
+    surface = _surface(ladder, provenance)
+    if path is not None:
         with contextlib.suppress(
             OSError
         ):  # a cache that can't be written costs seconds next time, nothing else
@@ -150,124 +246,60 @@ def capacity_surface(
     return surface
 
 
-def _simulate(
-    profile: Profile,
-    inputs: dict[str, Any],
-    objective: Objective,
-    config: SchedulerConfig,
-    seed: int,
-    report: Progress,
-) -> CapacitySurface:
-    times = profile.step_time_model()
-    longest = min(profile.model.max_context_tokens, config.cache_tokens)
+def _surface(ladder: Ladder, provenance: dict[str, Any]) -> CapacitySurface:
+    table, strains, noise = ladder.table(), ladder.strains(), ladder.noise()
+    rates = table["rate_rps"].to_numpy()
 
-    def requests(rate_rps: float) -> pd.DataFrame:
-        return generate(
-            {entry["name"]: entry["share"] for entry in inputs["traffic"]},
-            rate_rps,
-            requests=REQUESTS_PER_RATE,
-            rng=seed,
-            max_context_tokens=longest,
-            block_tokens=config.block_tokens,
-            stratified=True,
-        )
+    def rate(sign: int) -> float:
+        return _crossing(rates, strains, {label: 1 / (1 + sign * noise[label]) for label in strains})
 
-    report(0.0, "simulating a replica at its limit")
-    backlog = requests(1.0).assign(arrived_s=0.0)
-    saturation_rps = _middle_rate(replay(backlog, times, config)["finished_s"].to_numpy())
-    output_mean = float(backlog["output_tokens"].mean())
-
-    def measure(rate_rps: float) -> dict[str, float]:
-        frame, stats = replay_with_stats(requests(rate_rps), times, config)
-        # The first tenth finds an empty replica, the last leaves one: neither is the steady state.
-        edge = REQUESTS_PER_RATE // 10
-        times_s = latencies(frame[edge:-edge])
-        return {
-            "rate_rps": rate_rps,
-            "load": rate_rps / saturation_rps,
-            **{name: _percentile(times_s, name) for name in _LATENCIES},
-            "busy_fraction": stats.busy_fraction,
-            "output_tokens_per_s": rate_rps * output_mean,
-            "batch_mean": stats.batch_mean,
-        }
-
-    rows = []
-    for number, load in enumerate(LOADS):
-        report(0.1 + 0.65 * number / len(LOADS), f"simulating a replica at {load:.0%} load")
-        rows.append(measure(load * saturation_rps))
-    report(0.75, "finding the capacity")
-    table = _monotone(_refine(rows, objective, measure))
+    capacity_rps = rate(0)
     return CapacitySurface(
-        capacity_rps=_capacity(table, objective),
-        saturation_rps=saturation_rps,
-        prompt_tokens_mean=float(backlog["prompt_tokens"].mean()),
-        output_tokens_mean=output_mean,
+        # Only after smoothing can the lowest rate miss the goal: as it was measured it kept it.
+        capacity_rps=capacity_rps or float(rates[0]),
+        saturation_rps=ladder.saturation_rps,
+        prompt_tokens_mean=float(ladder.backlog["prompt_tokens"].mean()),
+        output_tokens_mean=float(ladder.backlog["output_tokens"].mean()),
         table=table,
-        provenance={**inputs, "requests_per_rate": REQUESTS_PER_RATE},
+        provenance=provenance,
+        capacity_low_rps=min(rate(1), capacity_rps),
+        capacity_high_rps=max(rate(-1), capacity_rps),
+        strains=strains,
     )
 
 
-def _percentile(times_s: pd.DataFrame, name: str) -> float:
-    """The percentile that a column's name asks for: ttft_p95_s is the 95th of ttft_s."""
-    measure, percent, unit = name.split("_")
-    return float(times_s[f"{measure}_{unit}"].quantile(int(percent[1:]) / 100))
-
-
-def _refine(
-    rows: list[dict[str, float]], objective: Objective, measure: Callable[[float], dict[str, float]]
-) -> list[dict[str, float]]:
-    """Add rates by bisection between the last that keeps the objective and the first that doesn't."""
-
-    def keeps(row: dict[str, float]) -> bool:
-        return row["ttft_p95_s"] <= objective.ttft_p95_s and row["tpot_p95_s"] <= objective.tpot_p95_s
-
-    failing = next((number for number, row in enumerate(rows) if not keeps(row)), None)
-    if failing == 0:
-        raise InputError(
-            f"latency objective ttft_p95_s {objective.ttft_p95_s:g}, tpot_p95_s {objective.tpot_p95_s:g}: the best "
-            f"achievable, on an almost idle replica, is {rows[0]['ttft_p95_s']:.3g} and {rows[0]['tpot_p95_s']:.3g}; "
-            "allowed are objectives above that"
-        )
-    if failing is None:
-        return rows
-    low, high = rows[failing - 1]["rate_rps"], rows[failing]["rate_rps"]
-    for _ in range(_REFINEMENTS):
-        row = measure((low + high) / 2)
-        rows = [*rows, row]
-        low, high = (row["rate_rps"], high) if keeps(row) else (low, row["rate_rps"])
-    return rows
-
-
-def _capacity(table: pd.DataFrame, objective: Objective) -> float:
-    """Where the first of the two percentiles, interpolated over the rates, reaches its objective."""
-    rates = table["rate_rps"].to_numpy()
-    found = rates[-1]
-    for name, limit in asdict(objective).items():
-        values = table[name].to_numpy()
-        above = int(np.searchsorted(values, limit, side="right"))  # the first row beyond the objective
+def _crossing(
+    rates: NDArray[np.float64], strains: Mapping[str, list[float]], levels: Mapping[str, float]
+) -> float:
+    """Where the first strain, interpolated over the rates, exceeds its level; 0 if it does at the lowest."""
+    found = float(rates[-1])
+    for label, level in levels.items():
+        values = np.asarray(strains[label])
+        above = int(np.searchsorted(values, level, side="right"))  # the first row beyond
         if above == 0:
-            found = rates[0]  # only after smoothing: the lowest rate kept the objective as it was measured
-        elif above < len(rates):
-            part = (limit - values[above - 1]) / (values[above] - values[above - 1])
-            found = min(found, rates[above - 1] + part * (rates[above] - rates[above - 1]))
-    return float(found)
+            return 0.0
+        if above < len(rates):
+            part = (level - values[above - 1]) / (values[above] - values[above - 1])
+            found = min(found, float(rates[above - 1] + part * (rates[above] - rates[above - 1])))
+    return found
 
 
-def _middle_rate(finished_s: NDArray[np.float64]) -> float:
-    """Requests per second between the first and the last fifth of the finishes."""
-    ordered = np.sort(finished_s)
-    first, last = len(ordered) // 5, len(ordered) * 4 // 5
-    return float((last - first) / (ordered[last] - ordered[first]))
-
-
-def _monotone(rows: list[dict[str, float]]) -> pd.DataFrame:
-    """Rows in order of rate; latencies made to never fall with the rate (least squares, pool adjacent violators)."""
-    from scipy.optimize import isotonic_regression  # slow to import, and a cached surface doesn't need it
-
-    ordered = pd.DataFrame(rows).sort_values("rate_rps", ignore_index=True)[list(_COLUMNS)]
-    for name in _LATENCIES:
-        ordered[name] = isotonic_regression(ordered[name].to_numpy()).x
-    return ordered
+def _kind_content(kind: ReplicaKind) -> dict[str, Any] | None:
+    """A kind of replicas in JSON's words; None if its step times are not plain data."""
+    if not is_dataclass(kind.step_time) or isinstance(kind.step_time, type):
+        return None
+    content = {
+        **kind.model_dump(
+            mode="json", exclude={"step_time", "scheduler", "profile", "name", "price_usd_per_hour"}
+        ),
+        "scheduler": asdict(kind.scheduler),
+        "step_time": {"kind": type(kind.step_time).__qualname__, **asdict(kind.step_time)},
+    }
+    try:
+        json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError):
+        return None
+    return content
 
 
 def _as_json(surface: CapacitySurface) -> str:
@@ -279,9 +311,9 @@ def _read(path: Path, inputs: dict[str, Any]) -> CapacitySurface | None:
     """A cached surface of the same inputs; None if there is none, or the file is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if any(content["provenance"][name] != value for name, value in inputs.items()):
+        if content["provenance"] != inputs:
             return None
-        table = pd.DataFrame(content.pop("table"))[list(_COLUMNS)].astype(np.float64)
+        table = pd.DataFrame(content.pop("table"))[list(COLUMNS)].astype(np.float64)
         return CapacitySurface(table=table, **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

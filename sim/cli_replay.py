@@ -125,6 +125,7 @@ def replay(
     started = time.perf_counter()
     frame, stats = replay_fleet(requests, chosen, record_steps=timeline is not None)
     wall_s = time.perf_counter() - started
+    frame["kind"] = [stats.kinds[each].name if each >= 0 else "none" for each in frame["replica"]]
     profiles = [kind.profile for kind in stats.kinds]
     known = [each for each in profiles if each is not None]
     metrics = serving_metrics.summary(
@@ -149,6 +150,9 @@ def replay(
     _print(trace.name, chosen, frame, stats, metrics, spans)
     for label, value in report.describe() if report.skipped else []:
         print(f"{label}: {value}")
+    for column in ("kind", "traffic_class", "tenant"):
+        if column in frame and len(frame[column].unique()) > 1:
+            _print_groups(frame, stats, column)
     if events:
         print(f"Time line: {timeline} ({events:,} events; open it in ui.perfetto.dev)")
     print(f"{len(frame):,} requests simulated in {wall_s:.2f} s ({len(frame) / wall_s:,.0f} per second)")
@@ -228,6 +232,24 @@ def _print(
             if not math.isnan(metrics.get(key, math.nan)) and (key not in _IF_ANY or metrics[key])
         ],
     )
+
+
+def _print_groups(frame: pd.DataFrame, stats: ReplayStats, column: str) -> None:
+    """Requests and latencies by kind of replica, traffic class or tenant."""
+    from sim.serving_metrics import by_group
+
+    rows = []
+    for row in by_group(frame, stats, column).reset_index().to_dict(orient="records"):
+        latencies = [
+            human.seconds(row[f"{measure}_{statistic}_s"])
+            for measure in ("ttft", "tpot", "e2e")
+            for statistic in ("p50", "p95")
+        ]
+        rows.append(
+            [str(row[column]), human.count(row["requests"]), human.count(row["finished"]), *latencies]
+        )
+    head = [f"{label} {statistic}" for label in ("TTFT", "TPOT", "E2E") for statistic in ("p50", "p95")]
+    print_grid(f"By {column.replace('_', ' ')}", ["", "requests", "finished", *head], rows)
 
 
 def _in_unit(key: str, value: float) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import InputError
+from sim.cli_load import shares_of
 from sim.terminal import JsonFlag, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def generate(
         )
     else:
         frame = draw(
-            _traffic(workload),
+            shares_of(workload),
             1.0 if rate is None else rate,
             requests=requests,
             duration_s=duration,
@@ -108,18 +109,6 @@ def generate(
         f"{len(frame):,} requests in {summary['last_arrival_s']:,.1f} s, on average "
         f"{summary['prompt_tokens_mean']:,.0f} tokens in and {summary['output_tokens_mean']:,.0f} out: {out}"
     )
-
-
-def _traffic(words: str) -> dict[str, float]:
-    """{class: share} from "chat" or "chat=0.7,code=0.3"."""
-    traffic: dict[str, float] = {}
-    for word in words.split(","):
-        name, equals, share = word.partition("=")
-        try:
-            traffic[name.strip()] = float(share) if equals else 1.0
-        except ValueError:
-            raise InputError(f"{words}: {name}: found share {share!r}, allowed is a number ≥ 0") from None
-    return traffic
 
 
 def _generator_rows(fitted: FittedWorkload) -> list[tuple[str, str]]:

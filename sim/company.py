@@ -11,17 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from simpy.events import ProcessGenerator
 
+from sim import tables
 from sim.assumptions import Assumption, assumptions
 from sim.ledger import HOURS_PER_MONTH, Ledger
 from sim.monthly import headline, month_labels, monthly_table
 from sim.stages import data, deployment, finance, market, training
+from sim.stages.funding import cap_table
 from sim.statements import Statements
+from sim.tables import Facts
 from sim.world import World
 
 if TYPE_CHECKING:
@@ -39,7 +43,8 @@ class Result:
 
     `monthly`: one row per month, units in the column names. `events`: month_index, day, stage, what.
     `daily_fleet`: month_index, hour_of_day, demand_rps, replicas_reserved, replicas_on_demand, utilisation
-    (mean over the week). `loop`: what flowed round the flywheel over the whole run, see `_loop`.
+    (mean over the week). `loop`: what flowed round the flywheel over the whole run, see `_loop`. The tables of
+    `sim.tables` are made when first asked for.
     """
 
     scenario: Scenario
@@ -54,6 +59,37 @@ class Result:
     loop: dict[str, float]
     daily_fleet: pd.DataFrame
     assumptions: list[Assumption]
+    facts: Facts
+
+    @cached_property
+    def cohorts(self) -> pd.DataFrame:
+        """Who is left of each month's new customers, and what they pay: `sim.tables.cohort_table`."""
+        return tables.cohort_table(self.facts)
+
+    @cached_property
+    def segments(self) -> pd.DataFrame:
+        """Customers, revenue and marketing by segment and month: `sim.tables.segment_table`."""
+        return tables.segment_table(self.facts)
+
+    @cached_property
+    def unit_economics(self) -> pd.DataFrame:
+        """Per plan over the last 12 months, per customer and million tokens: `sim.tables.unit_economics`."""
+        return tables.unit_economics(self.facts)
+
+    @cached_property
+    def cogs_by_cause(self) -> pd.DataFrame:
+        """Cost of goods by month and cause: `sim.tables.cogs_by_cause`."""
+        return tables.cogs_by_cause(self.facts)
+
+    @cached_property
+    def ageing(self) -> pd.DataFrame:
+        """Open bills and invoices by how long they are overdue: `sim.tables.ageing`."""
+        return tables.ageing(self.facts)
+
+    @cached_property
+    def cap_table(self) -> pd.DataFrame:
+        """Who owns the company after each round: `sim.stages.funding.cap_table`."""
+        return cap_table(self.facts.rounds, self.facts.labels)
 
 
 def simulate(
@@ -118,6 +154,15 @@ def simulate(
         loop=_loop(world),
         daily_fleet=_daily_fleet(world),
         assumptions=assumptions(scenario, profile, surface),
+        facts=Facts(
+            market=scenario.market,
+            ledger=world.ledger,
+            labels=statements.labels,
+            billed=world.billed,
+            plan_records=world.plan_records,
+            open_items=world.open_items,
+            rounds=world.rounds,
+        ),
     )
 
 

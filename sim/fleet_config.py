@@ -18,8 +18,9 @@ ROUTERS = ("least_outstanding", "least_outstanding_tokens", "round_robin", "powe
 Router = Literal[
     "least_outstanding", "least_outstanding_tokens", "round_robin", "power_of_two", "prefix_aware"
 ]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Bounds that no fleet comes near, and within which every run ends.
+Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+SecondsBetween = Annotated[float, Field(ge=0.1, le=1e9, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -30,29 +31,37 @@ class _Settings(BaseModel):
 class ScheduledSize(_Settings):
     """From this time of the period on, at least so many replicas."""
 
-    at_s: Seconds
-    replicas: int = Field(ge=0)
+    at_s: float = Field(ge=0, le=1e9, description="time of the period, in seconds")
+    replicas: int = Field(ge=0, le=100_000, description="at least so many from then on")
 
 
 class Autoscaler(_Settings):
     """Keeps the load per replica near a target: wanted replicas = ceil(load of all / target)."""
 
-    metric: Literal["outstanding_requests", "waiting_requests", "busy_fraction"] = "outstanding_requests"
+    metric: Literal["outstanding_requests", "waiting_requests", "busy_fraction"] = Field(
+        default="outstanding_requests", description="what load is"
+    )
     target: float = Field(gt=0, allow_inf_nan=False, description="of the metric, per serving replica")
-    min_replicas: int = Field(default=1, ge=0)
-    max_replicas: int = Field(default=64, ge=1)
-    interval_s: PositiveSeconds = Field(default=15.0, description="between two decisions")
+    min_replicas: int = Field(default=1, ge=0, le=100_000, description="never fewer")
+    max_replicas: int = Field(default=64, ge=1, le=100_000, description="never more, the emptying ones aside")
+    interval_s: SecondsBetween = Field(default=15.0, description="between two decisions")
     provisioning_s: Seconds = Field(default=120.0, description="from the order until the machine is there")
     cool_down_s: Seconds = Field(default=300.0, description="after any change, before it shrinks")
     tolerance: Share = Field(default=0.1, description="load this near the target changes nothing")
     schedule: tuple[ScheduledSize, ...] = Field(default=(), description="least sizes by time of the period")
-    period_s: PositiveSeconds = Field(default=86_400.0, description="of the schedule")
+    period_s: SecondsBetween = Field(default=86_400.0, description="of the schedule")
 
     @model_validator(mode="after")
     def _ordered(self) -> Autoscaler:
         if self.max_replicas < self.min_replicas:
             raise ValueError(
-                f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}, allowed is at least that"
+                f"found max_replicas {self.max_replicas} below min_replicas {self.min_replicas}, allowed is at least "
+                "that"
+            )
+        late = [entry.at_s for entry in self.schedule if entry.at_s >= self.period_s]
+        if late:
+            raise ValueError(
+                f"schedule: found at_s {late[0]:g} beyond the period, allowed is below period_s {self.period_s:g}"
             )
         return self
 
@@ -60,7 +69,7 @@ class Autoscaler(_Settings):
 class Failures(_Settings):
     """Replicas break down: exponential time between failures, exponential time of repair."""
 
-    mtbf_s: PositiveSeconds = Field(description="mean time in service until a failure")
+    mtbf_s: SecondsBetween = Field(description="mean time in service until a failure")
     repair_s: Seconds = Field(
         default=600.0, description="mean time until the machine is back; the model then loads"
     )
@@ -69,7 +78,7 @@ class Failures(_Settings):
 class Spot(_Settings):
     """Machines that the cloud takes back: exponential life, and a notice in which running requests may finish."""
 
-    mean_life_s: PositiveSeconds
+    mean_life_s: SecondsBetween = Field(description="mean time from a machine's coming to the notice")
     notice_s: Seconds = Field(default=30.0, description="between the notice and the end; 0: none")
     replacement_s: Seconds = Field(
         default=180.0, description="until another machine is there; the model then loads"
@@ -82,8 +91,10 @@ class ReplicaKind(_Settings):
     name: str = "replica"
     step_time: StepTimeModel = Field(description="seconds per step")
     scheduler: SchedulerConfig = SchedulerConfig()
-    replicas: int = Field(default=1, ge=0, le=100_000)
-    role: Literal["serve", "prefill", "decode"] = "serve"
+    replicas: int = Field(default=1, ge=0, le=100_000, description="at the start")
+    role: Literal["serve", "prefill", "decode"] = Field(
+        default="serve", description="what it does of a request: all, or one half"
+    )
     weight: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="share of load that routers give it"
     )
@@ -96,15 +107,15 @@ class ReplicaKind(_Settings):
         default=None, ge=0, allow_inf_nan=False, description="of one replica"
     )
     profile: Profile | None = Field(default=None, description="for FLOPs, bytes and watts; None: not known")
-    autoscaler: Autoscaler | None = None
-    failures: Failures | None = None
-    spot: Spot | None = None
+    autoscaler: Autoscaler | None = Field(default=None, description="orders and releases replicas by load")
+    failures: Failures | None = Field(default=None, description="how often they break down")
+    spot: Spot | None = Field(default=None, description="machines that the cloud may take back")
 
 
 class RateLimit(_Settings):
     """What a tenant may ask for: two token buckets that refill steadily and hold a minute's worth."""
 
-    requests_per_minute: float | None = Field(default=None, gt=0)
+    requests_per_minute: float | None = Field(default=None, gt=0, description="requests")
     tokens_per_minute: float | None = Field(default=None, gt=0, description="prompt and output tokens")
 
 
@@ -116,24 +127,31 @@ class Retries(_Settings):
     backoff: float = Field(
         default=2.0, ge=1, le=100, description="each further delay is so many times the last"
     )
+    max_delay_s: float = Field(
+        default=3600.0, ge=0, le=86_400, description="no delay is longer, however many attempts"
+    )
+
+    def wait_s(self, attempt: int) -> float:
+        """Seconds between the failure of this attempt (from 1) and the next one."""
+        return min(self.delay_s * self.backoff ** (attempt - 1), self.max_delay_s)
 
 
 class Fleet(_Settings):
     """A fleet and its door. With kinds of roles prefill and decode, each request goes through both."""
 
     kinds: tuple[ReplicaKind, ...] = Field(min_length=1)
-    router: Router = "least_outstanding"
-    timeout_s: PositiveSeconds | None = Field(
+    router: Router = Field(default="least_outstanding", description="which replica a request goes to")
+    timeout_s: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = Field(
         default=None, description="clients give an attempt up after that"
     )
     max_outstanding: int | None = Field(
         default=None, ge=1, description="requests in the fleet; more are refused"
     )
-    retries: Retries = Retries()
+    retries: Retries = Field(default=Retries(), description="what clients do when a request fails")
     rate_limits: dict[str, RateLimit] = Field(default={}, description="by tenant; 'default' for all others")
     kv_transfer_s: Seconds = Field(default=0.0, description="from a prefill to a decode replica: latency")
     kv_transfer_s_per_token: Seconds = Field(default=0.0, description="and per token of the prompt")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of routing, failures and guesses")
 
     @model_validator(mode="after")
     def _complete(self) -> Fleet:
@@ -146,6 +164,12 @@ class Fleet(_Settings):
             raise ValueError(
                 f"kinds: found only role {next(iter(roles))}, allowed is a prefill and a decode kind, or all serve"
             )
+        for role in sorted(roles):
+            if not any(kind.replicas or kind.autoscaler for kind in self.kinds if kind.role == role):
+                raise ValueError(
+                    f"kinds: found 0 replicas of role {role} and no autoscaler to order any, allowed is one or the "
+                    "other"
+                )
         return self
 
     @property

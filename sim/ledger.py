@@ -18,39 +18,79 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 HOURS_PER_MONTH = 730
+SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 MICRO_PER_USD = 1_000_000
 
-Kind = Literal["asset", "liability", "equity", "revenue", "cogs", "opex"]
+Kind = Literal["asset", "liability", "equity", "revenue", "cogs", "opex", "interest", "tax"]
 
 # Account → its type. COGS and opex follow the SaaS definitions: training and research are operating expense.
 CHART: dict[str, Kind] = {
     "cash": "asset",
     "receivable": "asset",
+    "bad_debt_allowance": "asset",  # less than zero: what of the receivable will never come
+    "deposits": "asset",
+    "equipment": "asset",
+    "accumulated_depreciation": "asset",  # less than zero: what of the equipment is worn off
+    "right_of_use": "asset",
     "payable": "liability",
+    "sales_tax_payable": "liability",
+    "income_tax_payable": "liability",
+    "deferred_revenue": "liability",
+    "lease_liability": "liability",
+    "debt": "liability",
     "paid_in_capital": "equity",
     "revenue_tokens": "revenue",
     "revenue_seats": "revenue",
+    "revenue_commitments": "revenue",  # minimums beyond what was used
+    "revenue_licences": "revenue",
+    "revenue_shared": "revenue",  # a share of what customers earn
     "revenue_services": "revenue",
+    "revenue_fine_tuning": "revenue",
+    "sla_credits": "revenue",  # less than zero: given back for outages
     "serving_reserved": "cogs",
     "serving_on_demand": "cogs",
+    "serving_owned": "cogs",  # upkeep of own machines
+    "lease_serving": "cogs",
+    "depreciation_serving": "cogs",
+    "fine_tuning_compute": "cogs",
     "support": "cogs",
+    "people_support": "cogs",
     "payment_fees": "cogs",
+    "partner_share": "cogs",
     "training_compute": "opex",
+    "lease_training": "opex",
+    "depreciation_training": "opex",
     "data": "opex",
     "people_research": "opex",
     "people_sales": "opex",
     "people_general": "opex",
+    "recruiting": "opex",
+    "severance": "opex",
     "marketing": "opex",
+    "sales_commissions": "opex",
+    "bad_debt": "opex",
+    "legal": "opex",
+    "lease_general": "opex",
+    "depreciation_general": "opex",
     "other_opex": "opex",
+    "interest_income": "interest",
+    "interest_expense": "interest",
+    "income_tax": "tax",
 }
+PROFIT_KINDS: tuple[Kind, ...] = ("revenue", "cogs", "opex", "interest", "tax")
 
 
 def micro(usd: float) -> int:
     """US dollars as whole micro-dollars (the only rounding money ever sees)."""
     return round(usd * MICRO_PER_USD)
+
+
+def whole_micro(usd: ArrayLike) -> NDArray[np.int64]:
+    """`micro` of each element."""
+    return np.asarray(np.rint(np.asarray(usd, dtype=np.float64) * MICRO_PER_USD), dtype=np.int64)
 
 
 class Ledger:
@@ -70,6 +110,7 @@ class Ledger:
         self._line_posting = array("q")
         self._line_account = array("q")
         self._line_micro = array("q")
+        self._balances = [0] * len(self.accounts)  # of the lines so far: asked every month by the stages
 
     def __len__(self) -> int:
         """Number of postings."""
@@ -107,11 +148,78 @@ class Ledger:
             self._line_posting.append(posting)
             self._line_account.append(self._account_index[account])
             self._line_micro.append(amount)
+            self._balances[self._account_index[account]] += amount
+
+    def post_many(
+        self,
+        time_h: float,
+        memo: str,
+        parties: Sequence[str],
+        accounts: Sequence[str],
+        amounts: NDArray[np.int64],
+    ) -> None:
+        """One posting per party, as `post` would make them in turn; whole or not at all.
+
+        Args:
+            time_h: as in `post`.
+            memo: as in `post`, the same for all.
+            parties: one per posting.
+            accounts: of the columns of `amounts`.
+            amounts: micro-dollars, debits positive; shape [parties, accounts]. Zeros make no line, and a row
+            of zeros no posting.
+
+        Raises:
+            ValueError: as in `post`.
+        """
+        if not (math.isfinite(time_h) and time_h >= 0):
+            raise ValueError(f"posting {memo!r}: time_h is {time_h}, allowed: finite and not negative")
+        if amounts.dtype != np.int64 or amounts.shape != (len(parties), len(accounts)):
+            raise ValueError(
+                f"posting {memo!r}: amounts are {amounts.dtype} {amounts.shape}, "
+                f"allowed: int64 ({len(parties)}, {len(accounts)})"
+            )
+        unknown = [account for account in accounts if account not in self._account_index]
+        if unknown:
+            raise ValueError(f"posting {memo!r}: unknown account {unknown[0]!r}")
+        apart = amounts.sum(axis=1)
+        if apart.any():
+            raise ValueError(
+                f"posting {memo!r}: debits and credits differ by {apart[apart != 0][0]} micro-dollars"
+            )
+        row, column = np.nonzero(amounts)
+        if not len(row):
+            return
+        posted = np.flatnonzero(np.bincount(row))
+        posting = np.searchsorted(posted, row)
+        index = np.array([self._account_index[account] for account in accounts], dtype=np.int64)
+        first, count = len(self._posting_time_h), len(posted)
+        self._posting_time_h.extend([time_h] * count)
+        self._posting_memo.extend([self._word(memo)] * count)
+        self._posting_party.extend([self._word(parties[one]) for one in posted.tolist()])
+        self._line_posting.frombytes((posting + first).astype(np.int64).tobytes())
+        self._line_account.frombytes(index[column].tobytes())
+        self._line_micro.frombytes(amounts[row, column].tobytes())
+        for account, total in zip(index.tolist(), amounts.sum(axis=0).tolist(), strict=True):
+            self._balances[account] += total
 
     def balance_micro(self, account: str) -> int:
         """Debits less credits of one account so far, in micro-dollars."""
-        columns = self._columns()
-        return int(columns[2][columns[1] == self._account_index[account]].sum())
+        return self._balances[self._account_index[account]]
+
+    def profit_micro(self) -> int:
+        """Net income so far, in micro-dollars."""
+        kinds = zip(self._balances, self.chart.values(), strict=True)
+        return -sum(balance for balance, kind in kinds if kind in PROFIT_KINDS)
+
+    def running(self, account: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Distinct times at which an account moved (hours), and its balance after each, in micro-dollars."""
+        posting, accounts, amount = self._columns()
+        chosen = accounts == self._account_index[account]
+        times = np.array(self._posting_time_h, dtype=np.float64)[posting[chosen]]
+        order = np.argsort(times, kind="stable")
+        times, balance = times[order], np.cumsum(amount[chosen][order])
+        last = np.append(times[1:] != times[:-1], True)[: len(times)]
+        return times[last], balance[last]
 
     def monthly_micro(self, months: int) -> NDArray[np.int64]:
         """Debits less credits per account and month, in micro-dollars; shape [accounts, months], exact."""

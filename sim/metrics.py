@@ -15,7 +15,6 @@ Undefined values (nothing to divide by) are NaN. Amounts per month are arrays [m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,14 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 Cohort = tuple[str, int]  # plan, month of joining
 
-MRR_ACCOUNTS = ("revenue_tokens", "revenue_seats")
-SALES_ACCOUNTS = ("marketing", "people_sales")
+MRR_ACCOUNTS = (
+    "revenue_tokens",
+    "revenue_seats",
+    "revenue_commitments",
+    "revenue_licences",
+    "revenue_shared",
+)
+SALES_ACCOUNTS = ("marketing", "people_sales", "sales_commissions")
 TRAILING_MONTHS = 3
 RETENTION_MONTHS = 12
 
@@ -80,38 +85,32 @@ def trailing(values: FloatArray, months: int = TRAILING_MONTHS) -> FloatArray:
     return np.asarray(total[last] - total[np.maximum(0, last - months)])
 
 
-def net_retention(mrr: Mapping[Cohort, FloatArray], month: int, span: int = RETENTION_MONTHS) -> float:
-    """NRR at a month index: MRR of everybody who was a customer `span` months ago, now over then."""
-    start = month - span
-    if start < 0:
-        return math.nan
-    then = sum(float(values[start]) for (_, cohort), values in mrr.items() if cohort <= start)
-    now = sum(float(values[month]) for (_, cohort), values in mrr.items() if cohort <= start)
-    return ratio(now, then)
+def retention(
+    joined: NDArray[np.int64], mrr: FloatArray, customers: FloatArray, span: int = RETENTION_MONTHS
+) -> tuple[FloatArray, FloatArray]:
+    """NRR and GRR by month [months], over everybody who was a customer `span` months before; NaN until then.
 
+    Customers of one plan and cohort are alike here, so the cap of GRR (nobody counts for more than he paid
+    then) applies to the mean of each: survivors × the smaller of what they paid then and pay now.
 
-def gross_retention(
-    mrr: Mapping[Cohort, FloatArray],
-    customers: Mapping[Cohort, FloatArray],
-    month: int,
-    span: int = RETENTION_MONTHS,
-) -> float:
-    """GRR at a month index: as NRR, but no customer counts for more than he paid then.
-
-    Customers of one plan and cohort are alike here, so the cap applies to the mean of each: survivors × the
-    smaller of what they paid then and pay now. `customers` are those billed in each month.
+    Args:
+        joined: month of joining of each cohort.
+        mrr: what each cohort pays [cohorts, months].
+        customers: those billed [cohorts, months].
+        span: months between then and now.
     """
-    start = month - span
-    if start < 0:
-        return math.nan
-    then = kept = 0.0
-    for key, values in mrr.items():
-        if key[1] > start or values[start] <= 0:
-            continue
-        then += float(values[start])
-        survived = ratio(float(customers[key][month]), float(customers[key][start]))
-        kept += min(float(values[month]), float(values[start]) * survived)
-    return ratio(kept, then)
+    months = mrr.shape[1]
+    net, gross = np.full(months, math.nan), np.full(months, math.nan)
+    for month in range(span, months):
+        start = month - span
+        there = joined <= start
+        then, now = mrr[there, start], mrr[there, month]
+        were, are = customers[there, start], customers[there, month]
+        survived = np.divide(are, were, out=np.zeros(len(were)), where=were > 0)
+        kept = np.minimum(now, then * survived)[then > 0].sum()
+        net[month] = ratio(float(now.sum()), float(then.sum()))
+        gross[month] = ratio(float(kept), float(then.sum()))
+    return net, gross
 
 
 def cohort_of(party: str) -> Cohort:

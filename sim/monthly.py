@@ -8,10 +8,21 @@ import numpy as np
 import pandas as pd
 
 from sim import metrics
-from sim.ledger import MICRO_PER_USD
+from sim.ledger import HOURS_PER_MONTH, MICRO_PER_USD
 from sim.metrics import FloatArray
+from sim.stage_columns import STAGE_COLUMNS
+from sim.stages.funding import founders_share
 from sim.statements import Statements
 from sim.world import World
+
+SERVING_ACCOUNTS = (
+    "serving_reserved",
+    "serving_on_demand",
+    "serving_owned",
+    "lease_serving",
+    "depreciation_serving",
+)
+TRAINING_ACCOUNTS = ("training_compute", "lease_training", "depreciation_training")
 
 
 def month_labels(start_month: str, months: int) -> list[str]:
@@ -44,11 +55,14 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
     churn_3 = _divide(metrics.trailing(churned), metrics.trailing(billed))
     margin_3 = _divide(metrics.trailing(revenue - cogs), metrics.trailing(revenue))
     ltv = _divide(arpu * margin_3, churn_3)
-    net_burn = -cash["operating_cash_flow"].to_numpy()
+    free_cash_flow = (cash["operating_cash_flow"] + cash["investing_cash_flow"]).to_numpy()
+    net_burn = -free_cash_flow
     closing_cash = cash["closing_cash"].to_numpy()
-    serving = money("serving_reserved", "serving_on_demand")
+    serving = money(*SERVING_ACCOUNTS)
+    sheet = statements.balance_sheet()
+    depreciation = cash["depreciation"].to_numpy()
     mtok = (seen("prompt_tokens") + seen("output_tokens")) / 1e6
-    cohorts = cohort_mrr(world)
+    nrr, grr = _retention(world)
     columns: dict[str, object] = {
         "month": statements.labels,
         "revenue_usd": revenue,
@@ -56,14 +70,14 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "revenue_seats_usd": money("revenue_seats"),
         "revenue_services_usd": money("revenue_services"),
         "compute_serving_usd": serving,
-        "compute_training_usd": money("training_compute"),
+        "compute_training_usd": money(*TRAINING_ACCOUNTS),
         "data_usd": money("data"),
-        "support_usd": money("support"),
+        "support_usd": money("support", "people_support"),
         "payment_fees_usd": money("payment_fees"),
         "cogs_usd": cogs,
         "gross_profit_usd": revenue - cogs,
         "gross_margin": margin,
-        "people_usd": money("people_research", "people_sales", "people_general"),
+        "people_usd": money("people_research", "people_sales", "people_general", "people_support"),
         "marketing_usd": money("marketing"),
         "other_opex_usd": money("other_opex"),
         "opex_usd": money("total_opex"),
@@ -78,8 +92,8 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "new_customers": new,
         "churned_customers": churned,
         "churn_rate": _divide(churned, billed),
-        "nrr": [metrics.net_retention(cohorts, m) for m in range(months)],
-        "grr": [metrics.gross_retention(cohorts, world.billed, m) for m in range(months)],
+        "nrr": nrr,
+        "grr": grr,
         "cac_usd": cac,
         "ltv_usd": ltv,
         "ltv_to_cac": _divide(ltv, cac),
@@ -114,17 +128,48 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "reserved_usd": money("serving_reserved"),
         "on_demand_usd": money("serving_on_demand"),
         "headcount": seen("headcount"),
+        "revenue_commitments_usd": money("revenue_commitments"),
+        "revenue_licences_usd": money("revenue_licences"),
+        "revenue_shared_usd": money("revenue_shared"),
+        "revenue_fine_tuning_usd": money("revenue_fine_tuning"),
+        "sla_credits_usd": 0.0 - money("sla_credits"),
+        "partner_share_usd": money("partner_share"),
+        "compute_fine_tuning_usd": money("fine_tuning_compute"),
+        "depreciation_usd": depreciation,
+        "ebitda_usd": money("operating_income") + depreciation,
+        "operating_income_usd": money("operating_income"),
+        "interest_usd": money("total_interest"),
+        "income_tax_usd": money("income_tax"),
+        "capex_usd": 0.0 - cash["investing_cash_flow"].to_numpy(),
+        "free_cash_flow_usd": free_cash_flow,
+        "receivable_usd": (sheet["receivable"] + sheet["bad_debt_allowance"]).to_numpy(),
+        "payable_usd": sheet["payable"].to_numpy(),
+        "deferred_revenue_usd": sheet["deferred_revenue"].to_numpy(),
+        "debt_usd": sheet["debt"].to_numpy(),
+        "backlog_usd": seen("backlog_usd"),
+        "tax_losses_usd": seen("tax_losses_usd"),
+        "trial_customers": seen("trial_customers"),
+        "billed_tokens": seen("billed_tokens"),
+        "free_tokens": seen("free_tokens"),
+        "failed_tokens": seen("failed_tokens"),
+        "rule_of_40": _rule_of_40(revenue, free_cash_flow),
+        **{name: seen(name) for name in STAGE_COLUMNS},
     }
     frame = pd.DataFrame(columns)
-    counts = ["customers", "customers_free", "new_customers", "churned_customers"]
+    counts = ["customers", "customers_free", "new_customers", "churned_customers", "trial_customers"]
     frame[counts] = frame[counts].astype(np.int64)
     return frame
 
 
-def cohort_mrr(world: World) -> dict[metrics.Cohort, FloatArray]:
-    """Recurring revenue in USD [months] by plan and month of joining, read from the ledger."""
+def _retention(world: World) -> tuple[FloatArray, FloatArray]:
+    """NRR and GRR by month, over the cohorts of all plans as the ledger knows them."""
     by_party = world.ledger.monthly_by_party(metrics.MRR_ACCOUNTS, world.months)
-    return {metrics.cohort_of(name): amounts / MICRO_PER_USD for name, amounts in by_party.items()}
+    keys = [metrics.cohort_of(name) for name in by_party]
+    nothing = np.zeros((0, world.months))
+    mrr = np.stack(list(by_party.values())) / MICRO_PER_USD if keys else nothing
+    customers = np.stack([world.billed[plan][cohort] for plan, cohort in keys]) if keys else nothing
+    joined = np.array([cohort for _, cohort in keys], dtype=np.int64)
+    return metrics.retention(joined, mrr, customers)
 
 
 def headline(table: pd.DataFrame, world: World) -> dict[str, float | str]:
@@ -143,6 +188,7 @@ def headline(table: pd.DataFrame, world: World) -> dict[str, float | str]:
         "cash_usd_min": float(table["cash_usd"].min()),
         "cash_usd_end": float(last["cash_usd"]),
         "cash_out_month": _first(table, table["cash_usd"] < 0),
+        "cash_out_date": _cash_out_date(world, list(table["month"])),
         "breakeven_month": _break_even(table),
         "customers_end": float(last["customers"]),
         "serving_cost_usd_per_mtok_last": float(last["serving_cost_usd_per_mtok"]),
@@ -155,7 +201,29 @@ def headline(table: pd.DataFrame, world: World) -> dict[str, float | str]:
         "nrr_last": float(last["nrr"]),
         "releases": float(world.records.get("releases", np.zeros(1)).sum()),
         "compute_share_of_revenue": metrics.ratio(compute, revenue),
+        "rule_of_40_last": float(last["rule_of_40"]),
+        "founders_share_end": founders_share(world.rounds),
     }
+
+
+def _rule_of_40(revenue: FloatArray, free_cash_flow: FloatArray) -> FloatArray:
+    """Percentage points by month: growth over the year before, plus the margin of the last 12 months."""
+    year = metrics.trailing(revenue, 12)
+    before = np.concatenate([np.zeros(min(12, len(year))), year])[: len(year)]
+    before[: min(24, len(year))] = 0  # no whole year to compare with
+    growth = _divide(year - before, before)
+    margin = _divide(metrics.trailing(free_cash_flow, 12), year)
+    return np.array([metrics.rule_of_40(g, m) for g, m in zip(growth, margin, strict=True)])
+
+
+def _cash_out_date(world: World, labels: list[str]) -> str:
+    """Day on which the cash first falls below zero, within a month too; a month has 30.4 days here."""
+    hours, cash = world.ledger.running("cash")
+    below = np.flatnonzero(cash < 0)
+    if not len(below):
+        return "never"
+    hour = float(hours[below[0]])
+    return f"{labels[int(hour // HOURS_PER_MONTH)]}-{int(hour % HOURS_PER_MONTH // 24) + 1:02d}"
 
 
 def _first(table: pd.DataFrame, condition: pd.Series) -> str:

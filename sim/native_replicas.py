@@ -68,6 +68,7 @@ def _library() -> ctypes.CDLL | None:
         "fleet_finished": (_I64, (_POINTER, _POINTER)),
         "fleet_records": (_I64, (_POINTER, _POINTER)),
         "fleet_waiting": (_I64, (_POINTER, _I64)),
+        "fleet_busy": (_F64, (_POINTER, _I64, _F64)),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
@@ -150,10 +151,14 @@ class NativeReplicas:
         """See `ReferenceReplicas.waiting`."""
         return int(self._c.fleet_waiting(self._fleet, replica))
 
+    def busy_s(self, replica: int, now_s: float) -> float:
+        """See `ReferenceReplicas.busy_s`."""
+        return float(self._c.fleet_busy(self._fleet, replica, now_s))
+
     def advance(self, until_s: float, watching: bool) -> float:
         """See `ReferenceReplicas.advance`."""
         reached: float = self._advance(self._fleet, until_s, watching)
-        if reached != math.inf or until_s == math.inf or self._failure is not None:
+        if reached != math.inf:
             self._check()
             found = _POINTER()
             count = self._c.fleet_finished(self._fleet, ctypes.byref(found))

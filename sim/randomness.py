@@ -12,7 +12,11 @@ from statistics import NormalDist
 
 import numpy as np
 
-STREAMS = ("data", "training", "deployment", "market")  # the order is part of what a seed means: append only
+# The order is part of what a seed means: append only.
+STREAMS = (
+    "data", "training", "deployment", "market",
+    "legal", "failures", "safety", "spot", "outages", "canary", "shortage", "funding",
+)  # fmt: skip
 
 _NORMAL = NormalDist()
 _EXACT_BELOW = 60.0  # mean from which the normal approximation (with continuity correction) is close enough
@@ -22,6 +26,11 @@ def streams(seed: int) -> dict[str, np.random.Generator]:
     """One independent generator per stage, by name."""
     children = np.random.SeedSequence(seed).spawn(len(STREAMS))
     return {name: np.random.default_rng(child) for name, child in zip(STREAMS, children, strict=True)}
+
+
+def substream(seed: int, name: str) -> np.random.Generator:
+    """A generator of its own for something that a scenario names (a segment): no other name changes its draws."""
+    return np.random.default_rng(np.random.SeedSequence([seed, *name.encode()]))
 
 
 def poisson(uniform: float, mean: float) -> int:

@@ -74,6 +74,10 @@ class ReferenceReplicas:
         """Requests in its queue."""
         return len(self._replicas[replica].scheduler.waiting)
 
+    def busy_s(self, replica: int, now_s: float) -> float:
+        """Seconds that a replica has spent in steps, the one under way included."""
+        return float(self.counts["busy_s"][replica]) + self._replicas[replica].under_way_s(now_s)
+
     def advance(self, until_s: float, watching: bool) -> float:
         """Move all replicas up to a time; steps that would begin then are left.
 
@@ -134,6 +138,10 @@ class _Replica:
         if self.ends_s is not None:
             return self.ends_s <= until_s
         return self.now_s < until_s and self.scheduler.has_work
+
+    def under_way_s(self, now_s: float) -> float:
+        """How long the step under way has taken so far."""
+        return now_s - self._started_s if self.ends_s is not None else 0.0
 
     def turn(self) -> None:
         """End the run under way, or begin the next."""
@@ -291,12 +299,10 @@ class _Replica:
 
     def _kept(self, request: Request) -> int:
         """How many of a decode's guesses turn out right: each with the acceptance rate, up to the first wrong one."""
-        kept = 0
-        while (
-            kept < request.draft_tokens
-            and uniform(self.all.seed, int(request.request_id), request.output_tokens + kept)
-            < self.kind.acceptance_rate
-        ):
+        kept, client = 0, int(self.all.requests["client"][request.request_id])
+        while kept < request.draft_tokens:
+            if uniform(self.all.seed, client, request.output_tokens + kept) >= self.kind.acceptance_rate:
+                break
             kept += 1
         return kept
 

@@ -14,7 +14,7 @@ REQUEST = np.dtype(
         ("nodes", np.uint64),  # a pointer of the C code
         *((name, np.int32) for name in ("prompt", "output", "received", "priority", "hashes", "watched")),
         *((name, np.int32) for name in ("computed", "produced", "blocks", "drafts", "preemptions", "cached")),
-        *((name, np.int32) for name in ("state", "cancelled", "replica")),
+        *((name, np.int32) for name in ("state", "cancelled", "replica", "client")),
     ],
     align=True,
 )

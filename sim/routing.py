@@ -1,9 +1,11 @@
 """Which replica a request goes to.
 
 Models the router in front of a serving fleet. It knows what it has sent where and what came back, the prompts' lengths
-and beginnings, and nothing about how long an answer will get.
+and beginnings, and nothing about how long an answer will get. Where replicas differ in weight, it compares the load
+that each would have with one request more, per weight.
 
-- round_robin: the next in turn.
+- round_robin: the next in turn; with unequal weights each as often as its weight says, evenly spread (the smooth
+  weighted round robin of nginx).
 - least_outstanding: fewest requests sent and not finished.
 - least_outstanding_tokens: fewest prompt tokens of such requests.
 - power_of_two: the less loaded of two picked by chance (Mitzenmacher 2001).
@@ -43,11 +45,22 @@ def router(
         if len(among) == 1:
             return int(among[0])
         loads = load[among]
-        return int(among[(loads if weights is None else loads / weights[among]).argmin()])
+        return int(among[(loads if weights is None else (loads + 1) / weights[among]).argmin()])
 
     def weight(replica: int) -> float:
         return 1.0 if weights is None else float(weights[replica])
 
+    if name == "round_robin" and weights is not None:
+        credit = np.zeros(len(weights))
+
+        def next_by_weight(_row: int, among: Numbers) -> int:
+            shares = weights[among]
+            credit[among] += shares
+            chosen = int(among[credit[among].argmax()])
+            credit[chosen] -= shares.sum()
+            return chosen
+
+        return next_by_weight
     if name == "round_robin":
         turn = [-1]
 
@@ -84,14 +97,16 @@ def router(
 
 
 def _matched(prefix: Sequence[Hashable], places: dict[Hashable, int], among: Numbers) -> int | None:
-    """The replica that saw the longest beginning of the prompt, if that is long enough and it still serves."""
-    place = None
-    length = 0
-    for content in prefix:
+    """The replica that saw the longest beginning of the prompt, if that is long enough and it still serves.
+
+    Who was sent a block last was sent all before it; those may have gone elsewhere since, as system prompts do.
+    """
+    serving = set(among.tolist())
+    place, length = None, 0
+    for position, content in enumerate(prefix):
         there = places.get(content)
-        if there is None or (place is not None and there != place):
+        if there is None:
             break
-        place, length = there, length + 1
-    if place is None or length < _LEAST_MATCH * len(prefix) or place not in among:
-        return None
-    return place
+        if there in serving:
+            place, length = there, position + 1
+    return place if length >= _LEAST_MATCH * len(prefix) else None

@@ -14,20 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import PrivateAttr, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, TaggedScalar
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.comments import CommentedMap
 
 from engine.errors import InputError
 from engine.files import write_atomically
 from sim import paths
-from sim.scenario_help import commented_yaml, explain, inconsistency, line_of
+from sim.scenario_checks import inconsistency
+from sim.scenario_help import commented_yaml, explain, line_of
 from sim.schema import ScenarioFields
-
-_LARGEST_FILE_BYTES = 1_000_000
-_MOST_VALUES = 10_000
-_DEEPEST = 16
+from sim.yaml_file import plain_values, read_mapping, round_trip_yaml
 
 
 class Scenario(ScenarioFields):
@@ -45,8 +40,8 @@ class Scenario(ScenarioFields):
             line).
         """
         file = _find(path)
-        document = _parse(file)
-        return cls.parse(_plain(document, str(path)), file=str(path), document=document)
+        document = read_mapping(file, "the keys of a scenario (see `flywheel run --help`)")
+        return cls.parse(plain_values(document, str(path)), file=str(path), document=document)
 
     @classmethod
     def parse(
@@ -78,7 +73,7 @@ class Scenario(ScenarioFields):
         if self._document is None:
             return commented_yaml(self) + "\n"
         stream = io.StringIO()
-        _yaml().dump(self._document, stream)
+        round_trip_yaml().dump(self._document, stream)
         return stream.getvalue()
 
     def override(self, changes: Mapping[str, Any]) -> Scenario:
@@ -125,71 +120,6 @@ def _find(path: str | Path) -> Path:
     if str(path) in shipped:
         return shipped[str(path)]
     raise InputError(f"{path}: no such file, and no shipped scenario of that name ({', '.join(shipped)})")
-
-
-class _Representer(RoundTripRepresenter):
-    """Writes null where ruamel would leave the value away, so that a saved file is the loaded one."""
-
-
-_Representer.add_representer(
-    type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null")
-)
-
-
-def _yaml() -> YAML:
-    yaml = YAML(typ="rt", pure=True)
-    yaml.Representer = _Representer
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    return yaml
-
-
-def _parse(file: Path) -> CommentedMap:
-    if file.stat().st_size > _LARGEST_FILE_BYTES:
-        raise InputError(f"{file}: {file.stat().st_size:,} bytes, allowed: at most {_LARGEST_FILE_BYTES:,}")
-    try:
-        document = _yaml().load(file.read_bytes().decode("utf-8-sig"))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise InputError(f"{file}: {where}not YAML: {error.problem or error.context}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start}: not UTF-8 text") from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{file}: not YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(document, CommentedMap):
-        found = "nothing" if document is None else "no mapping of keys to values"
-        raise InputError(
-            f"{file}: found {found}, allowed: the keys of a scenario (see `flywheel run --help`)"
-        )
-    return document
-
-
-def _plain(document: Any, file: str) -> dict[str, Any]:
-    """The document as plain Python values; refuses tags and documents that unfold without end."""
-    budget = _MOST_VALUES
-
-    def walk(node: Any, depth: int) -> Any:
-        nonlocal budget
-        budget -= 1
-        if budget < 0 or depth > _DEEPEST:
-            raise InputError(
-                f"{file}: more than {_MOST_VALUES:,} values or {_DEEPEST} levels, allowed: fewer"
-            )
-        if isinstance(node, TaggedScalar):
-            raise InputError(f"{file}: found the YAML tag {node.tag.value}, allowed: plain values")
-        if isinstance(node, Mapping):
-            return {str(key): walk(value, depth + 1) for key, value in node.items()}
-        if isinstance(node, (list, tuple)):
-            return [walk(value, depth + 1) for value in node]
-        for kind in (bool, int, float, str):
-            if isinstance(node, kind):
-                return kind(node)
-        # ruamel keeps an anchored yes/no in an int; everything else (dates, null) goes on to the schema.
-        return node
-
-    plain: dict[str, Any] = walk(document, 0)
-    return plain
 
 
 def _set(tree: Any, key: str, value: Any, file: str) -> None:

@@ -1,4 +1,4 @@
-"""What the schema says to people: one-line errors, comments for generated YAML, and checks across keys."""
+"""What the schema says to people: one-line errors, and comments for generated YAML."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from ruamel.yaml.comments import CommentedMap
-
-from sim.schema import ScenarioFields
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 Loc = tuple[Any, ...]
 
@@ -30,6 +28,8 @@ def explain(
     where = f"{file}: line {line}: {key}" if line else f"{file}: {key}"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown key, {_nearest(item['loc'], schema)}"
+    if item["type"] == "value_error":  # a section whose keys contradict each other says so itself
+        return f"{where}: {item['ctx']['error']}"
     field = field_at(schema, item["loc"])
     allowed = _allowed(field) if field is not None else item["msg"]
     if item["type"] == "missing":
@@ -42,9 +42,12 @@ def line_of(document: CommentedMap | None, loc: Loc) -> int | None:
     node: Any = document
     line = None
     for part in loc:
-        if not isinstance(node, CommentedMap) or part not in node:
+        if isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+            line = node.lc.item(part)[0] + 1
+        elif isinstance(node, CommentedMap) and part in node:
+            line = node.lc.key(part)[0] + 1 if part in (node.lc.data or {}) else line
+        else:
             break
-        line = node.lc.key(part)[0] + 1 if part in (node.lc.data or {}) else line
         node = node[part]
     return line
 
@@ -59,7 +62,7 @@ def field_at(schema: type[BaseModel], loc: Loc) -> FieldInfo | None:
         if part in owner.model_fields:
             field = owner.model_fields[part]
             owner = _section(field.annotation)
-        elif field is None or get_origin(field.annotation) is not dict:
+        elif field is None or get_origin(field.annotation) not in (dict, list, tuple):
             return None
     return field
 
@@ -71,17 +74,21 @@ def leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Field
 
 
 def commented_yaml(model: BaseModel, indent: str = "") -> str:
-    """YAML of a model, each key with its meaning and unit as a comment."""
+    """YAML of a model, each key with its meaning and unit as a comment; features that are off are left out."""
     lines = []
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
+        if is_off(field, value):
+            continue
         unit = unit_of(field)
         comment = f"# {field.description}{f' [{unit}]' if unit else ''}"
         source = source_of(field, value)
         if source:
             comment += f"; {', '.join(part for part in source if part)}"
         if isinstance(value, BaseModel):
-            lines += ["", f"{indent}{comment}", f"{indent}{name}:", commented_yaml(value, indent + "  ")]
+            inner = commented_yaml(value, indent + "  ")
+            if inner:
+                lines += ["", f"{indent}{comment}", f"{indent}{name}:", inner]
         elif isinstance(value, dict) and value:
             lines += [f"{indent}{comment}", f"{indent}{name}:"]
             for key, entry in value.items():
@@ -94,39 +101,12 @@ def commented_yaml(model: BaseModel, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def inconsistency(scenario: ScenarioFields) -> tuple[str, str] | None:
-    """(key, what is wrong) of the first contradiction between keys, None when there is none."""
-    market = scenario.market
-    total = sum(market.traffic.values())
-    for name, share in market.traffic.items():
-        if share < 0:
-            return f"market.traffic.{name}", f"found {share:g}, allowed: a share of requests, 0 to 1"
-    if abs(total - 1) > 1e-6:
-        return "market.traffic", f"found shares that add up to {total:g}, allowed: 1"
-    signups = sum(plan.signup_share for plan in market.plans.values())
-    if abs(signups - 1) > 1e-6:
-        return "market.plans", f"found signup_share that adds up to {signups:g}, allowed: 1"
-    for name, plan in market.plans.items():
-        key = f"market.plans.{name}.converts_to"
-        free = plan.monthly_fee_usd == 0 and not plan.pays_per_token
-        if plan.converts_to is not None:
-            target = market.plans.get(plan.converts_to)
-            paying = [n for n, p in market.plans.items() if p.monthly_fee_usd > 0 or p.pays_per_token]
-            if target is None or plan.converts_to not in paying:
-                return key, f"found {plan.converts_to!r}, allowed: a paying plan ({', '.join(paying)})"
-            if not free:
-                return (
-                    key,
-                    f"found {plan.converts_to!r} on a paying plan, allowed: null (only free users convert)",
-                )
-        elif plan.conversion_per_month > 0:
-            return key, "found null with a conversion_per_month above 0, allowed: the name of a paying plan"
-    known = {key for key, _, _ in leaves(scenario)}
-    for key in scenario.sources:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            return f"sources.{key}", f"unknown key, nearest is {near[0]}"
-    return None
+def is_off(field: FieldInfo, value: Any) -> bool:
+    """Whether a value is that of an optional feature that is not used."""
+    extra = field.json_schema_extra
+    if isinstance(extra, Mapping) and extra.get("optional"):
+        return bool(value == field.get_default(call_default_factory=True))
+    return value is None and _section(field.annotation) is not None
 
 
 def unit_of(field: FieldInfo) -> str:
@@ -185,7 +165,9 @@ def _nearest(loc: Loc, schema: type[BaseModel]) -> str:
     near = difflib.get_close_matches(wanted, here, n=1, cutoff=0.6)
     if near:
         return f"nearest is {near[0]}"
-    elsewhere = {key.rsplit(".", 1)[-1]: key for key in _all_keys(schema)}
+    elsewhere: dict[str, str] = {}
+    for key in _all_keys(schema):
+        elsewhere.setdefault(key.rsplit(".", 1)[-1], key)  # the first is the plainest
     if wanted in elsewhere:
         return f"it belongs at {elsewhere[wanted]}"
     near = difflib.get_close_matches(wanted, here, n=1, cutoff=0.0)

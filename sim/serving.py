@@ -44,7 +44,7 @@ class ReplayStats:
     """What a replay counted beside the times of each request; arrays have one entry per replica."""
 
     started_s: float  # first arrival
-    ended_s: float  # when the last request finished
+    ended_s: float  # when the last request was answered, or given up
     request_time_s: float  # requests in the system × seconds: the integral that Little's law speaks of
     busy_s: Floats  # in steps
     batch_time_s: Floats  # requests in steps × seconds
@@ -147,7 +147,8 @@ def replay_fleet(
 
     Returns:
         As `replay_with_stats`, with status ("finished", "timed_out", "rejected" or "lost") and attempts of each
-        request; times that never came are NaN, arrived_s is that of the first attempt.
+        request; times that never came are NaN, arrived_s is that of the first attempt. left_s: when it was out of
+        the fleet, answered or given up (a step under way then still computes it).
 
     Raises:
         InputError: as `replay`.
@@ -163,16 +164,19 @@ def replay_fleet(
 def _frame(run: FleetRun) -> pd.DataFrame:
     given, first = run.requests, run.rows[: run.count]
     halves = [first] if len(run.rows) == run.count else [first, run.rows[run.count :]]
-    served_by = halves[-1] if len(halves) > 1 else first
+    replica = first["replica"]
+    if len(halves) > 1:  # who wrote the answer, if it had more than the first token
+        replica = np.where(halves[1]["replica"] >= 0, halves[1]["replica"], replica)
     columns: dict[str, Any] = {
         "request_id": given["request_id"].to_numpy() if "request_id" in given else np.arange(run.count),
         "arrived_s": run.arrived_s,
         "scheduled_s": first["scheduled_s"].copy(),
         "first_token_s": first["first_token_s"].copy(),
         "finished_s": run.finished_s,
+        "left_s": run.left_s,
         "preemptions": sum(half["preemptions"].astype(np.int64) for half in halves),
         "cached_tokens": first["cached"].astype(np.int64),
-        "replica": served_by["replica"].astype(np.int64),
+        "replica": replica.astype(np.int64),
         "prompt_tokens": given["prompt_tokens"].to_numpy(),
         "output_tokens": given["output_tokens"].to_numpy(),
         "status": pd.Categorical.from_codes(run.status, categories=pd.Index(STATUSES)),
@@ -185,16 +189,14 @@ def _frame(run: FleetRun) -> pd.DataFrame:
 
 
 def _stats(run: FleetRun) -> ReplayStats:
-    replicas = max((server.replica for server in run.servers), default=-1) + 1
+    up_s = run.machines.paid_s()
+    replicas = len(up_s)
     counts = run.core.counts[:replicas]
-    up_s = np.zeros(replicas)
-    for server in run.servers:
-        up_s[server.replica] += server.released_s - server.ordered_s - server.unpaid_s
     names = (
         "busy_s", "batch_time_s", "kv_block_time_s", "prefill_tokens", "decode_tokens", "attention_pairs",
         "context_tokens", "steps", "events",
     )  # fmt: skip
-    kinds = {server.replica: server.kind for server in run.servers}
+    kinds = {server.replica: server.kind for server in run.machines.servers}
     return ReplayStats(
         started_s=run.started_s,
         ended_s=run.ended_s,

@@ -305,12 +305,12 @@ def intervals(
 def littles_law_error(frame: pd.DataFrame, stats: ReplayTotals) -> float:
     """|L − λW| / λW (Little 1961): L from the integral kept on the simulated clock, λ and W from the frame.
 
-    A replay begins and ends empty, so anything but rounding means that a request was lost or booked wrongly. A
-    rejected request spends no time in the system. NaN if one timed out or was lost: the frame doesn't tell when it
-    left.
+    A replay begins and ends empty, so anything but rounding means that a request was lost or booked wrongly. From a
+    frame without left_s a rejected request is taken to leave at once, and one that timed out or was lost gives NaN.
     """
-    spent_s = (frame["finished_s"] - frame["arrived_s"]).to_numpy(dtype=np.float64)
-    if "status" in frame:
+    left = "left_s" if "left_s" in frame else "finished_s"
+    spent_s = (frame[left] - frame["arrived_s"]).to_numpy(dtype=np.float64)
+    if left == "finished_s" and "status" in frame:
         spent_s = np.where((frame["status"] == "rejected").to_numpy(), 0.0, spent_s)
     length = stats.request_time_s / stats.duration_s
     expected = len(frame) / stats.duration_s * float(spent_s.mean())

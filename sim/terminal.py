@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a script to read.")]
 
 
+def _console() -> Console:
+    """Standard output; a file or a pipe has no width, so it gets one that tables fit in."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print a result; numbers that JSON doesn't know become null."""
     from sim.report import json_ready
@@ -32,7 +38,7 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     table.add_column(justify="right", overflow="fold")
     for label, value in rows:
         table.add_row(label, value)
-    Console().print(table)
+    _console().print(table)
 
 
 def print_grid(title: str, head: list[str], rows: list[list[str]]) -> None:
@@ -43,7 +49,7 @@ def print_grid(title: str, head: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    _console().print(table)
 
 
 def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> None:

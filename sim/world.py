@@ -3,7 +3,7 @@ other.
 
 Time is simulated hours; a month is 730 hours. Within a month the stages act at fixed hours, so that cause
 comes before effect: text and customers arrive (0), the fleet serves (1), people are paid (365), bills and
-invoices go out and customers leave (729).
+invoices go out and customers leave (729), depreciation, interest and tax are booked (729.5).
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import simpy
 from numpy.typing import NDArray
 
 from sim.ledger import HOURS_PER_MONTH, Ledger
+from sim.pool import Pool
 from sim.randomness import streams
 
 if TYPE_CHECKING:
     from engine.profile import Profile
     from sim.capacity import CapacitySurface
     from sim.scenario import Scenario
+    from sim.stages.funding import ClosedRound
+    from sim.stages.payments import OpenItem
 
 FloatArray = NDArray[np.float64]
 
@@ -29,31 +32,42 @@ OPENING_HOUR = 0
 SERVING_HOUR = 1
 PAYDAY_HOUR = 365
 CLOSING_HOUR = 729
-
-
-@dataclass
-class Pool:
-    """Training text in hand: `effective_tokens` weighs each token by what it teaches."""
-
-    tokens: float = 0.0
-    effective_tokens: float = 0.0
+BOOKS_HOUR = 729.5
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A released model: its loss (nats per token) and quality index (0 to 1)."""
+    """A released model: its loss (nats per token) and quality index (0 to 1).
+
+    `gain`: nats per token by which tuning makes it feel better than its loss on text.
+    """
 
     version: int
     loss: float
     quality: float
+    gain: float = 0.0
 
 
 @dataclass(frozen=True)
 class Service:
-    """How the fleet served one month: share of requests served, and p95 latency over its objective (≥ 1)."""
+    """How the fleet served one month: share of requests served, and p95 latency over its objective (≥ 1).
+
+    `credit_share`: of the month's invoices given back for outages.
+    """
 
     served_fraction: float = 1.0
     slowness: float = 1.0
+    credit_share: float = 0.0
+
+
+@dataclass
+class Spare:
+    """Machines of the fleet for other work this month; the fleet's prices are those of this month."""
+
+    idle_h: float = 0.0  # replica-hours reserved, not wanted by demand, and not taken by anybody yet
+    reserved_usd_per_h: float = 0.0
+    on_demand_usd_per_h: float = 0.0
+    output_tokens_per_h: float = 1.0  # what one replica writes flat out
 
 
 @dataclass
@@ -70,13 +84,20 @@ class World:
     ledger: Ledger = field(default_factory=Ledger)
     pool: Pool = field(default_factory=Pool)
     demand_rps: float = 0.0  # mean of the current month, from the market to the fleet
+    requests_by_plan: dict[str, float] = field(default_factory=dict)  # asked this month, from the market
+    spare: Spare = field(default_factory=Spare)  # from the fleet to data and training
+    scarcity: FloatArray | None = None  # 1 in months of a shortage of accelerators [months]; None: no such scenario
     service: Service = field(default_factory=Service)  # of the current month, from the fleet to the market
     records: dict[str, FloatArray] = field(default_factory=dict)
-    fleet_by_hour: list[FloatArray] = field(default_factory=list)  # per month [24, 4], see FLEET_COLUMNS
-    billed: dict[tuple[str, int], FloatArray] = field(
-        default_factory=dict
-    )  # customers by plan and cohort [months]
+    fleet_by_hour: list[FloatArray] = field(default_factory=list)  # per month [24, 5], see FLEET_COLUMNS
+    billed: dict[str, FloatArray] = field(default_factory=dict)  # customers by plan [month of joining, month]
     events: list[tuple[float, str, str]] = field(default_factory=list)  # hour, stage, what
+    plan_records: dict[tuple[str, str], FloatArray] = field(default_factory=dict)  # plan, what [months]
+    open_items: list[OpenItem] = field(default_factory=list)  # every bill and invoice, paid or not
+    rounds: list[ClosedRound] = field(default_factory=list)  # who bought shares, in order of time
+    sales_people: dict[str, float] = field(default_factory=dict)  # ramped, by segment, this month
+    owned_replicas: float = 0.0  # bought or leased by finance: the fleet rents only what is beyond them
+    owned_accelerators: float = 0.0  # the same for training
 
     def __post_init__(self) -> None:
         self.releases = simpy.Store(self.env)  # versions that passed the gate, on their way to users
@@ -106,6 +127,21 @@ class World:
         if name not in self.records:
             self.records[name] = np.zeros(self.months)
         self.records[name][self.month] += value
+
+    def recorded(self, name: str) -> float:
+        """What was recorded of a quantity in the current month so far."""
+        return float(self.records[name][self.month]) if name in self.records else 0.0
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether accelerators are short this month."""
+        return self.scarcity is not None and bool(self.scarcity[min(self.month, self.months - 1)])
+
+    def record_plan(self, plan: str, name: str, value: float) -> None:
+        """Add to a physical quantity of a plan in the current month."""
+        if (plan, name) not in self.plan_records:
+            self.plan_records[plan, name] = np.zeros(self.months)
+        self.plan_records[plan, name][self.month] += value
 
     def note(self, stage: str, what: str) -> None:
         """Remember something that happened, for the report's list of events."""

@@ -19,7 +19,10 @@ from sim.company import Result, simulate
 from sim.paths import scenarios_dir
 from sim.scenario import Scenario
 from sim.schema import Market, Training
-from sim.stages import market, training
+from sim.stages import training
+from sim.stages.competition import churn_probability, price_effect, quality_effect
+from sim.stages.plans import is_paying, plans_of
+from sim.stages.segments import marketed_signups
 
 SHIPPED = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 COLUMNS = [
@@ -113,18 +116,19 @@ def test_the_books_tie_out(name: str) -> None:
     assert flow["closing_cash"].iloc[-1] == result.ledger.balance_micro("cash")
     assert (sheet[["receivable", "payable"]] >= 0).all().all()
     table = result.monthly
-    parts = table[["revenue_tokens_usd", "revenue_seats_usd", "revenue_services_usd"]].sum(axis=1)
+    sold = ["tokens", "seats", "commitments", "licences", "shared", "services", "fine_tuning"]
+    parts = table[[f"revenue_{what}_usd" for what in sold]].sum(axis=1) - table["sla_credits_usd"]
     np.testing.assert_allclose(parts, table["revenue_usd"])
-    cogs = table[["compute_serving_usd", "support_usd", "payment_fees_usd"]].sum(axis=1)
-    np.testing.assert_allclose(cogs, table["cogs_usd"])
+    causes = ["compute_serving", "compute_fine_tuning", "support", "payment_fees", "partner_share"]
+    np.testing.assert_allclose(table[[f"{cause}_usd" for cause in causes]].sum(axis=1), table["cogs_usd"])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_customers_add_up(name: str) -> None:
     result = shipped(name)
     table = result.monthly
-    plans = result.scenario.market.plans.values()
-    start = sum(plan.initial_customers for plan in plans if market.is_paying(plan))
+    plans = plans_of(result.scenario.market).values()
+    start = sum(plan.initial_customers for plan in plans if is_paying(plan))
     opening = np.concatenate([[start], table["customers"].to_numpy()[:-1]])
     closing = opening + table["new_customers"] - table["churned_customers"]
     assert (closing == table["customers"]).all()
@@ -254,6 +258,8 @@ def test_a_training_run_is_billed_by_the_hour() -> None:
 def test_money_that_ends_is_told() -> None:
     result = run(base().override({"finance.initial_cash_usd": 200_000.0}))
     assert str(result.headline["cash_out_month"]).startswith("2026-0")
+    assert str(result.headline["cash_out_date"]) <= f"{result.headline['cash_out_month']}-31"
+    assert shipped("api_startup").headline["cash_out_date"] == "never"
     assert "cash is used up" in set(result.events["what"])
     assert float(result.headline["cash_usd_min"]) < 0
 
@@ -314,18 +320,18 @@ def test_quality_is_monotone_in_the_loss() -> None:
 
 
 def test_effects_on_demand() -> None:
-    assert market.price_effect(2.0, 1.0, 1.0) == 0.5
-    assert market.price_effect(1.0, 1.0, 3.0) == 1
-    assert market.price_effect(0.0, 1.0, 1.0) > 1
-    assert market.quality_effect(5.0, 0.0) == 1
+    assert price_effect(2.0, 1.0, 1.0) == 0.5
+    assert price_effect(1.0, 1.0, 3.0) == 1
+    assert price_effect(0.0, 1.0, 1.0) > 1
+    assert quality_effect(5.0, 0.0) == 1
     settings_ = Market.model_validate(PLAIN["market"]).model_copy(update={"churn_per_quality": 5.0})
-    par = market.churn_probability(settings_, 0.03, 0.0, 1.0, 0.0)
+    par = churn_probability(settings_, 0.03, 0.0, 1.0, 0.0)
     assert par == pytest.approx(0.03)
-    assert market.churn_probability(settings_, 0.03, 0.1, 1.0, 0.0) < par
-    assert market.churn_probability(settings_, 0.03, 0.0, 2.0, 0.0) > par
-    first = market.marketed_signups(settings_, 1.0)
+    assert churn_probability(settings_, 0.03, 0.1, 1.0, 0.0) < par
+    assert churn_probability(settings_, 0.03, 0.0, 2.0, 0.0) > par
+    first = marketed_signups(settings_, 1.0)
     assert first == pytest.approx(1 / settings_.signup_cost_usd, rel=1e-4)
-    assert market.marketed_signups(settings_, 1e12) <= settings_.saturation_signups_per_month
+    assert marketed_signups(settings_, 1e12) <= settings_.saturation_signups_per_month
 
 
 @settings(max_examples=25, deadline=None)

@@ -54,9 +54,9 @@ def test_statements_tie_out_to_the_micro_dollar(movements: list[tuple[float, lis
     assert (flow["closing_cash"] == sheet["cash"]).all()
     assert flow["closing_cash"].iloc[-1] == ledger.balance_micro("cash")
     income = statements.income(exact=True)
-    assert (
-        income["net_income"] == income["total_revenue"] - income["total_cogs"] - income["total_opex"]
-    ).all()
+    costs = income[["total_cogs", "total_opex", "total_interest", "income_tax"]].sum(axis=1)
+    assert (income["net_income"] == income["total_revenue"] - costs).all()
+    assert ledger.profit_micro() == income["net_income"].sum()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,58 @@ def test_the_hash_sees_every_change() -> None:
 
     assert one() == one()
     assert len({one(), one(time_h=2.0), one(memo="b"), one(amount=6), one(party="q")}) == 5
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a/000", "a/001", "b/000"]), st.lists(AMOUNTS, min_size=3, max_size=3))
+    ),
+    st.floats(0, 1000),
+)
+def test_many_postings_at_once_are_the_same_as_one_by_one(
+    rows: list[tuple[str, list[int]]], time_h: float
+) -> None:
+    accounts = ["cash", "revenue_seats", "revenue_tokens", "receivable"]
+    one, many = Ledger(), Ledger()
+    balanced_rows = [(party, [*amounts, -sum(amounts)]) for party, amounts in rows]
+    for party, amounts in balanced_rows:
+        entries = [(a, amount) for a, amount in zip(accounts, amounts, strict=True) if amount]
+        if entries:
+            one.post(time_h, "invoices", entries, party)
+    table = np.array([amounts for _, amounts in balanced_rows], dtype=np.int64).reshape(-1, len(accounts))
+    many.post_many(time_h, "invoices", [party for party, _ in rows], accounts, table)
+    assert one.content_hash() == many.content_hash()
+    assert [one.balance_micro(account) for account in accounts] == [
+        many.balance_micro(account) for account in accounts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("time_h", "accounts", "amounts", "said"),
+    [
+        (-1.0, ["cash", "receivable"], [[1, -1]], "not negative"),
+        (0.0, ["cash", "gold"], [[1, -1]], "unknown account 'gold'"),
+        (0.0, ["cash", "receivable"], [[1, -2]], "differ by -1"),
+        (0.0, ["cash"], [[1, -1]], "allowed: int64"),
+    ],
+)
+def test_a_wrong_batch_posts_nothing(
+    time_h: float, accounts: list[str], amounts: list[list[int]], said: str
+) -> None:
+    ledger = Ledger()
+    with pytest.raises(ValueError, match=said):
+        ledger.post_many(time_h, "wrong", ["a"], accounts, np.array(amounts, dtype=np.int64))
+    assert len(ledger) == 0
+
+
+def test_a_running_balance_is_that_after_everything_of_its_hour() -> None:
+    ledger = Ledger()
+    for hour, amount in ((5.0, 10), (5.0, -30), (2.0, 7), (9.0, 40)):
+        ledger.post(hour, "m", [("cash", amount), ("paid_in_capital", -amount)])
+    hours, cash = ledger.running("cash")
+    assert hours.tolist() == [2, 5, 9]
+    assert cash.tolist() == [7, -13, 27]
+    assert len(ledger.running("debt")[0]) == 0
 
 
 def test_micro_dollars_round_to_the_nearest() -> None:

@@ -44,23 +44,22 @@ def test_trailing_sums() -> None:
 def test_retention_by_hand() -> None:
     # Two customers of month 0 paid 100 together in month 1; one left, the other grew to 80 in month 13.
     # The cohort of month 1 paid 60 and shrinks to 30; the cohort of month 2 came too late to count.
-    months = 14
-    mrr = {key: np.zeros(months) for key in (("api", 0), ("api", 1), ("api", 2))}
-    mrr["api", 0][[1, 13]] = 100, 80
-    mrr["api", 1][[1, 13]] = 60, 30
-    mrr["api", 2][13] = 500
-    customers = {key: np.zeros(months) for key in mrr}
-    customers["api", 0][[1, 13]] = 2, 1
-    customers["api", 1][[1, 13]] = 1, 1
-    assert metrics.net_retention(mrr, 13) == pytest.approx((80 + 30) / 160)
+    mrr, customers = np.zeros((3, 14)), np.zeros((3, 14))
+    mrr[0, [1, 13]] = 100, 80
+    mrr[1, [1, 13]] = 60, 30
+    mrr[2, 13] = 500
+    customers[0, [1, 13]] = 2, 1
+    customers[1, [1, 13]] = 1, 1
+    net, gross = metrics.retention(np.array([0, 1, 2]), mrr, customers)
+    assert net[13] == pytest.approx((80 + 30) / 160)
     # The survivor of month 0 counts for at most the 50 that he paid then.
-    assert metrics.gross_retention(mrr, customers, 13) == pytest.approx((50 + 30) / 160)
-    assert math.isnan(metrics.net_retention(mrr, 11))
-    assert math.isnan(metrics.gross_retention(mrr, customers, 11))
+    assert gross[13] == pytest.approx((50 + 30) / 160)
+    assert np.isnan(net[:12]).all()
+    assert np.isnan(gross[:12]).all()
 
 
 def test_cohort_names_round_trip() -> None:
-    from sim.stages.market import party
+    from sim.stages.plans import party
 
     assert metrics.cohort_of(party("pro/team", 7)) == ("pro/team", 7)
     assert metrics.cohort_of(party("api", 1234)) == ("api", 1234)

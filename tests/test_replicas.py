@@ -177,3 +177,33 @@ def test_a_negative_time_is_refused_by_both() -> None:
     for reference in (False, True):
         with pytest.raises(InputError, match=r"-1\.0 s"):
             replay_with_stats(frame, Backwards(), reference=reference)
+
+
+def test_an_error_ends_a_fleet_that_would_change_for_ever() -> None:
+    class Backwards:
+        def step_time(self, prefill: Any, decode_contexts: Any) -> float:
+            return -1.0
+
+    frame = pd.DataFrame({"arrived_s": [0.0], "prompt_tokens": 5, "output_tokens": 5})
+    fleet = Fleet(kinds=(ReplicaKind(step_time=Backwards(), autoscaler=Autoscaler(target=1)),))
+    for reference in (False, True):
+        with pytest.raises(InputError, match=r"-1\.0 s"):
+            replay_fleet(frame, fleet, reference=reference)
+
+
+def test_the_step_under_way_counts_as_busy() -> None:
+    # One decode run of 40 s: the autoscaler sees a busy replica while it lasts.
+    class Slow:
+        def step_time(self, prefill: Any, decode_contexts: Any) -> float:
+            return 1.0
+
+        def decode_run(self, decode_contexts: Any, steps: int) -> float:
+            return float(steps)
+
+    frame = pd.DataFrame({"arrived_s": [0.0], "prompt_tokens": 5, "output_tokens": 40})
+    scaler = Autoscaler(metric="busy_fraction", target=0.5, interval_s=10, provisioning_s=1, max_replicas=2)
+    fleet = Fleet(kinds=(ReplicaKind(step_time=Slow(), autoscaler=scaler),))
+    for reference in (False, True):
+        _, stats = replay_fleet(frame, fleet, reference=reference)
+        assert len(stats.up_s) == 2  # ordered at the first look, long before the run ends
+        assert stats.up_s[1] == pytest.approx(30.0)

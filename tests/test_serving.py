@@ -169,43 +169,6 @@ def test_nobody_is_lost_and_time_runs_forward(
     assert summary(frame, stats)["output_tokens_per_s"] * stats.duration_s == pytest.approx(served)
 
 
-# One request at a time makes a replica the single server of queueing theory.
-ALONE = SchedulerConfig(max_running_requests=1, max_step_tokens=64, num_blocks=8192)
-
-
-def batch_means(values: pd.Series, batches: int = 25) -> tuple[float, float]:
-    """Mean and the half width of its 99.9 % interval, from means of long batches (nearly independent)."""
-    means = np.array([part.mean() for part in np.array_split(values.to_numpy(), batches)])
-    return float(means.mean()), float(3.75 * means.std(ddof=1) / math.sqrt(batches))
-
-
-@pytest.mark.parametrize("load", [0.3, 0.7])
-def test_waiting_of_m_d_1(load: float) -> None:
-    # Service is one step of D = 0.1 s: the wait is rho / (2 mu (1 - rho)).
-    rng = np.random.default_rng(11)
-    arrived_s = rng.exponential(0.1 / load, 60_000).cumsum()
-    frame = replay(requests_of(arrived_s), ConstantStep(0.1), ALONE)
-    wait, half = batch_means(frame["scheduled_s"] - frame["arrived_s"])
-    expected = load * 0.1 / (2 * (1 - load))
-    assert wait == pytest.approx(expected, abs=half)
-    assert half < 0.15 * expected
-    assert (frame["finished_s"] - frame["scheduled_s"]).to_numpy() == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("load", [0.3, 0.6])
-def test_time_in_system_of_m_m_1(load: float) -> None:
-    # Exponential service of mean 1 s in steps of 1 ms (geometric output length): time in system 1 / (mu - lambda).
-    rng = np.random.default_rng(12)
-    arrived_s = rng.exponential(1 / load, 15_000).cumsum()
-    requests = requests_of(arrived_s, output_tokens=rng.geometric(0.001, 15_000))
-    frame, stats = replay_with_stats(requests, ConstantStepWithRuns(0.001), ALONE)
-    time, half = batch_means(frame["finished_s"] - frame["arrived_s"])
-    assert time == pytest.approx(1 / (1 - load), abs=half)
-    assert half < 0.2 / (1 - load)
-    assert stats.busy_fraction == pytest.approx(load, rel=0.05)
-    assert littles_law_error(frame, stats) < 0.01
-
-
 def test_a_request_alone_takes_its_prefill_and_its_decodes() -> None:
     frame, stats = replay_with_stats(requests_of([7.0], 1000, 5), TIMES, SchedulerConfig())
     prefill_s = TIMES.step_time([(512, 0)], []) + TIMES.step_time([(488, 512)], [])

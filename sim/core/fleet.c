@@ -139,13 +139,13 @@ i64 fleet_clear(Fleet *f, i64 replica, double now_s, i32 *lost) {
 
 double fleet_advance(Fleet *f, double until_s, int watching) {
     /* Up to `until_s`, steps that begin then excluded. Watching: only up to the first time at which a watched request
-     * finishes, which is the result (who did is in `finished`); else infinity. */
+     * finishes, which is the result (who did is in `finished`); else infinity. Not a number after an error. */
     f->n_finished = 0;
     if (!watching) {
         for (i64 i = 0; i < f->n_replicas; i++)
             if (f->next_s[i] <= until_s)
                 while (!f->error && is_due(f->replicas[i], until_s)) turn(f, f->replicas[i]);
-        return INFINITY;
+        return f->error ? NAN : INFINITY;
     }
     while (!f->error) {
         i64 first = -1;
@@ -156,10 +156,16 @@ double fleet_advance(Fleet *f, double until_s, int watching) {
         turn(f, f->replicas[first]);
         if (f->n_finished) until_s = first_s; /* others that finish at the same time still count */
     }
-    return f->n_finished ? until_s : INFINITY;
+    return f->error ? NAN : f->n_finished ? until_s : INFINITY;
 }
 
 int fleet_error(const Fleet *f, double *bad_s) { *bad_s = f->bad_s; return f->error; }
 i64 fleet_finished(const Fleet *f, const i32 **requests) { *requests = f->finished; return f->n_finished; }
 i64 fleet_records(const Fleet *f, const StepRecord **records) { *records = f->records; return f->n_records; }
+double fleet_busy(const Fleet *f, i64 replica, double now_s) {
+    /* Seconds in steps, the one under way included. */
+    const Replica *r = f->replicas[replica];
+    return f->counts[replica].busy_s + (r->busy ? now_s - r->started : 0);
+}
+
 i64 fleet_waiting(const Fleet *f, i64 replica) { return f->replicas[replica]->n_waiting; }

@@ -130,7 +130,7 @@ static void end_step(Fleet *f, Replica *r) {
     for (i64 i = 0; i < r->n_decodes; i++) {
         Request *q = f->requests + r->decodes[i];
         i64 kept = 0;
-        while (kept < q->drafts && uniform(f->seed, r->decodes[i], q->produced + kept) < k->acceptance_rate) kept++;
+        while (kept < q->drafts && uniform(f->seed, q->client, q->produced + kept) < k->acceptance_rate) kept++;
         q->drafts = (i32)(steps + kept); /* produced by this run */
         q->computed += q->drafts;
         c->decode_tokens += q->drafts;

@@ -18,7 +18,7 @@ typedef struct {
     i64 added, hash_start;
     i32 *nodes; /* of each block that may be shared: its node, or -1 */
     i32 prompt, output, received, priority, hashes, watched;
-    i32 computed, produced, blocks, drafts, preemptions, cached, state, cancelled, replica;
+    i32 computed, produced, blocks, drafts, preemptions, cached, state, cancelled, replica, client;
 } Request;
 
 /* Seconds asked of Python: of one step if `steps` is 0, else of a run of so many decode steps. */

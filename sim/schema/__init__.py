@@ -4,28 +4,47 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sim.schema.base import BESIROGLU, NEBIUS, Section, fraction, quantity
+from sim.schema.base import BESIROGLU, NEBIUS, Section, fraction, option, quantity
+from sim.schema.capital import Equipment, FundingRound, Lease, Loan, Taxes
 from sim.schema.data import Data, DataSource
 from sim.schema.deployment import Deployment
-from sim.schema.finance import Finance, FundingRound, Role
-from sim.schema.market import Market, Plan
+from sim.schema.finance import Finance
+from sim.schema.loop import Loop
+from sim.schema.market import CacheDiscount, Competitor, Market, Segment, Terms
+from sim.schema.people import Location, Role
+from sim.schema.plan import Contract, FineTuning, Plan, Seats, Trial
 from sim.schema.training import Training
 
 __all__ = [
     "BESIROGLU",
     "NEBIUS",
+    "CacheDiscount",
+    "Competitor",
+    "Contract",
     "Data",
     "DataSource",
     "Deployment",
+    "Equipment",
     "Finance",
+    "FineTuning",
     "FundingRound",
+    "Lease",
+    "Loan",
+    "Location",
+    "Loop",
     "Market",
     "Plan",
     "Role",
     "ScenarioFields",
+    "Seats",
     "Section",
+    "Segment",
+    "Taxes",
+    "Terms",
     "Training",
+    "Trial",
     "fraction",
+    "option",
     "quantity",
 ]
 
@@ -44,6 +63,7 @@ class ScenarioFields(Section):
     deployment: Deployment = Field(default_factory=Deployment, description="stage 3: the serving fleet")
     market: Market = Field(description="stage 4: customers and prices")
     finance: Finance = Field(default_factory=Finance, description="people, terms, funding")
+    loop: Loop = Field(default_factory=Loop, description="usage that flows back into training")
     sources: dict[str, str] = Field(
         default_factory=dict,
         description='where values come from: {dotted key: "source, date"}',

@@ -43,3 +43,10 @@ def quantity(
 def fraction(default: float, meaning: str) -> Any:
     """A field between 0 and 1."""
     return quantity(default, "fraction", meaning, ge=0, le=1)
+
+
+def option(default: Any, unit: str, meaning: str, **more: Any) -> Any:
+    """A `quantity` of a feature that its default switches off: a scenario that doesn't use it need not name it."""
+    field = quantity(default, unit, meaning, **more)
+    field.json_schema_extra["optional"] = True
+    return field

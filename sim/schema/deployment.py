@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from sim.schema.base import Section, fraction, quantity
+from pydantic import Field
+
+from sim.schema.base import Section, fraction, option, quantity
+from sim.schema.deployment_parts import (
+    MOST_REGIONS,
+    Canary,
+    Generation,
+    Outages,
+    Quantisation,
+    Region,
+    Shortage,
+    Spot,
+    Support,
+)
 
 
 class Deployment(Section):
@@ -39,3 +52,24 @@ class Deployment(Section):
     support_usd_per_incident_hour: float = quantity(
         50.0, "USD per hour with unserved requests", "people handling the incident", ge=0
     )
+    regions: dict[str, Region] = Field(
+        default_factory=dict,
+        description="places with a fleet each, by name; the first tells the time; empty: one place",
+        max_length=MOST_REGIONS,
+        json_schema_extra={"optional": True},
+    )
+    spot: Spot | None = option(None, "section", "cheap machines that may be taken back; null: none")
+    generations: dict[str, Generation] = Field(
+        default_factory=dict,
+        description="machines that come to market, by name; the cheapest per request is taken at each renewal",
+        json_schema_extra={"optional": True},
+    )
+    quantisation: Quantisation | None = option(
+        None, "section", "number format that is served; null: the profile's, without quality loss"
+    )
+    canary: Canary | None = option(
+        None, "section", "few users first, and roll-backs; null: every version is good"
+    )
+    outages: Outages | None = option(None, "section", "times without service, and credits; null: none")
+    shortage: Shortage | None = option(None, "section", "accelerators hard to get; null: never")
+    support: Support | None = option(None, "section", "tickets by requests; null: not counted")

@@ -1,38 +1,16 @@
-"""The money of a scenario: people, terms, funding."""
+"""The money of a scenario: people, terms, funding, capital."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from sim.schema.base import Section, fraction, quantity
-
-
-class Role(Section):
-    """People of one kind."""
-
-    function: Literal["research", "sales", "general"] = quantity(
-        "general", "research, sales or general", "where the salary shows in the books"
-    )
-    headcount: float = quantity(1.0, "people", "at the start", ge=0, le=1e6)
-    hires_per_year: float = quantity(
-        0.0, "people per year", "steady growth (negative: reduction)", ge=-1e6, le=1e6
-    )
-    cost_usd_per_year: float = quantity(
-        120_000.0, "USD per person and year", "salary with everything the employer pays", ge=0
-    )
-
-
-class FundingRound(Section):
-    """Money paid in for shares."""
-
-    month: int = quantity(0, "month of the run, 0 is the first", "when it is paid in", ge=0, le=600)
-    amount_usd: float = quantity(0.0, "USD", "paid in", ge=0)
+from sim.schema.base import Section, fraction, option, quantity
+from sim.schema.capital import Equipment, FundingRound, Lease, Loan, Taxes
+from sim.schema.people import Location, Role
 
 
 class Finance(Section):
-    """People, other cost, payment terms and funding."""
+    """People, other cost, payment terms, funding, and what the company owns and owes."""
 
     initial_cash_usd: float = quantity(1e6, "USD", "in the bank at the start", ge=0)
     funding: dict[str, FundingRound] = Field(default_factory=dict, description="funding rounds by name")
@@ -50,3 +28,19 @@ class Finance(Section):
     payment_fee_usd: float = quantity(
         0.30, "USD per paying customer and month", "fixed part of the fee", ge=0
     )
+    cash_interest_per_year: float = option(0.0, "fraction per year", "earned on cash in the bank", ge=0, le=1)
+    locations: dict[str, Location] = Field(
+        default_factory=dict, description="places of work by name", json_schema_extra={"optional": True}
+    )
+    loans: dict[str, Loan] = Field(
+        default_factory=dict, description="debt by name", json_schema_extra={"optional": True}
+    )
+    equipment: dict[str, Equipment] = Field(
+        default_factory=dict,
+        description="machines bought, by name (capital expenditure)",
+        json_schema_extra={"optional": True},
+    )
+    leases: dict[str, Lease] = Field(
+        default_factory=dict, description="operating leases by name", json_schema_extra={"optional": True}
+    )
+    taxes: Taxes | None = Field(default=None, description="income tax; null: none is computed")

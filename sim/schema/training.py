@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from sim.schema.base import BESIROGLU, NEBIUS, Section, quantity
+from sim.schema.base import BESIROGLU, NEBIUS, Section, option, quantity
+from sim.schema.training_parts import (
+    Cluster,
+    FineTuning,
+    Gate,
+    Power,
+    Pretraining,
+    Reinforcement,
+    Reliability,
+    Safety,
+    Trials,
+)
 
 
 class Training(Section):
@@ -26,6 +37,27 @@ class Training(Section):
     loss_beta: float = quantity(
         0.3658, "exponent", "beta of the scaling law", source=BESIROGLU, date="2024", gt=0, le=2
     )
+    scaling_law: str | None = option(
+        None, "file", "law fitted by `flywheel train`, instead of the constants above; null: the constants"
+    )
+    scaling_law_draw: int | None = option(
+        None,
+        "row, from 0",
+        "of the fitted law's draws, for studies of its uncertainty; null: its constants",
+        ge=0,
+    )
+    algorithmic_progress_months: float | None = option(
+        None,
+        "months",
+        "in which the compute for a given loss halves; published: 8 (Ho et al. 2024, arXiv:2403.05812); null: never",
+        gt=0,
+    )
+    repetition_decay: float | None = option(
+        None,
+        "passes",
+        "R* of repeated text (Muennighoff et al. 2023, arXiv:2305.16264: 15.39); null: passes after the first add none",
+        gt=0,
+    )
     quality_per_nat: float = quantity(
         1.0, "1 per nat", "k of quality = exp(-k (loss - E)): 1 is a perfect model", gt=0, le=20
     )
@@ -40,9 +72,19 @@ class Training(Section):
     experiments_factor: float = quantity(
         10.0, "FLOP per FLOP of the final run", "compute of trials and ablations before the final run", ge=0
     )
+    active_share: float = option(
+        1.0,
+        "fraction of the parameters",
+        "that a token multiplies: below 1 in a mixture of experts",
+        gt=0,
+        le=1,
+    )
     accelerators: int = quantity(8, "accelerators", "size of the rented cluster", ge=1, le=1_000_000)
     accelerator_price_usd_per_hour: float = quantity(
         2.95, "USD per accelerator-hour", "rent of one H100 SXM", source=NEBIUS, date="2026", ge=0
+    )
+    accelerator_price_decline_per_year: float = option(
+        0.0, "fraction per year", "how fast the rent falls", ge=0, lt=1
     )
     accelerator_peak_flops: float = quantity(
         989e12, "FLOP/s", "dense bf16 peak of one accelerator", source="NVIDIA H100 SXM data sheet", gt=0
@@ -55,3 +97,16 @@ class Training(Section):
     min_improvement: float = quantity(
         0.002, "nats per token", "measured gain that the gate asks before a release", ge=0, le=5
     )
+    pretraining: Pretraining | None = option(None, "section", "a model from scratch; null: a downloaded one")
+    fine_tuning: FineTuning | None = option(None, "section", "tuning on written answers; null: none")
+    reinforcement: Reinforcement | None = option(None, "section", "learning from preferences; null: none")
+    trials: Trials | None = option(
+        None, "section", "search over hyper-parameters, besides experiments_factor; null: none"
+    )
+    gate: Gate | None = option(None, "section", "time and money of the evaluation; null: neither")
+    cluster: Cluster | None = option(None, "section", "bought, reserved or shared; null: rented by the hour")
+    reliability: Reliability | None = option(
+        None, "section", "failures, checkpoints and stragglers; null: nothing fails"
+    )
+    power: Power | None = option(None, "section", "electricity of the runs; null: not counted")
+    safety: Safety | None = option(None, "section", "incidents and the work against them; null: none")

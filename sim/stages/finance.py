@@ -1,80 +1,64 @@
-"""Money that is not tied to one stage: funding, salaries, other cost, and when bills are really paid.
+"""Money that is not tied to one stage: funding, people, assets, other cost, interest and tax.
 
-Models accrual accounting: a cost counts in the month it is caused, its cash leaves `supplier_payment_days`
-later; revenue counts when invoiced, its cash comes `customer_payment_days` later. Cash may go below zero:
-the report then says in which month the money ended, because a founder wants to see by how much it falls
-short.
+Models the finance team's month. Opening: rounds, loans, purchases and leases. Payday: salaries, other cost,
+taxes due. Close of the books, after all other stages: depreciation, rent, interest, income tax. Cash may go
+below zero: the report then says in which month the money ended, because a founder wants to see by how much it
+falls short. When bills and invoices are really paid is in `sim.stages.payments`.
 """
 
 from __future__ import annotations
 
 from simpy.events import ProcessGenerator
 
-from sim.ledger import micro
-from sim.world import OPENING_HOUR, PAYDAY_HOUR, World
+from sim.stages import assets, funding, people, taxes
+from sim.stages.assets import invest
+from sim.stages.payments import buy, collect, pay
+from sim.world import BOOKS_HOUR, OPENING_HOUR, PAYDAY_HOUR, World
 
-_HOURS_PER_DAY = 24
+__all__ = ["buy", "collect", "invest", "pay", "run"]
 
 
 def run(world: World) -> ProcessGenerator:
-    """Pay in the founders' money, then by month: rounds, salaries, other cost; note when cash runs out."""
+    """Pay in the founders' money, then month by month; note when cash runs out."""
     finance = world.scenario.finance
-    _pay_in(world, "opening cash", "founders", finance.initial_cash_usd)
+    treasury = funding.Treasury()
+    income_tax = taxes.IncomeTax(finance.taxes) if finance.taxes is not None else None
+    sought, staff = dict(finance.funding), people.hire(world)
+    world.env.process(_close_books(world, treasury, income_tax))
+    funding.pay_in(world, "opening cash", "founders", finance.initial_cash_usd)
     solvent = True
     for month in range(world.months):
         yield world.until(month, OPENING_HOUR)
-        for name, funding in finance.funding.items():
-            if funding.month == month and funding.amount_usd > 0:
-                _pay_in(world, "funding round", name, funding.amount_usd)
-                world.note("finance", f"round {name!r} pays in {funding.amount_usd:,.0f} USD")
+        funding.open_month(world, treasury, sought)
+        assets.open_month(world)
+        people.assign_sales(world, staff)
         yield world.until(month, PAYDAY_HOUR)
-        for name, role in finance.people.items():
-            heads = max(0.0, role.headcount + int(role.hires_per_year * month / 12))
-            amount = micro(heads * role.cost_usd_per_year / 12)
-            if amount:
-                entries = [(f"people_{role.function}", amount), ("cash", -amount)]
-                world.ledger.post(world.env.now, "salaries", entries, name)
-            world.record("headcount", heads)
+        people.pay_salaries(world, staff)
         buy(world, "other_opex", finance.other_opex_usd_per_month, "office, software, legal", "suppliers")
+        taxes.remit_sales_tax(world)
+        if income_tax is not None:
+            income_tax.pay(world)
         cash = world.ledger.balance_micro("cash")
         if solvent and cash < 0:
             world.note("finance", "cash is used up")
         solvent = cash >= 0
 
 
-def buy(world: World, account: str, usd: float, memo: str, supplier: str) -> None:
-    """Book a cost now; its cash leaves after the supplier's payment term."""
-    amount = micro(usd)
-    if amount <= 0:
-        return
-    delay_h = world.scenario.finance.supplier_payment_days * _HOURS_PER_DAY
-    if delay_h == 0:
-        world.ledger.post(world.env.now, memo, [(account, amount), ("cash", -amount)], supplier)
-        return
-    world.ledger.post(world.env.now, memo, [(account, amount), ("payable", -amount)], supplier)
-    world.env.process(_later(world, delay_h, "bill paid", [("payable", amount), ("cash", -amount)], supplier))
-
-
-def collect(world: World, amount_micro: int) -> None:
-    """Let the customers' money for invoices booked as receivable come in after their payment term."""
-    if amount_micro == 0:
-        return
-    entries = [("cash", amount_micro), ("receivable", -amount_micro)]
-    delay_h = world.scenario.finance.customer_payment_days * _HOURS_PER_DAY
-    if delay_h == 0:
-        world.ledger.post(world.env.now, "invoices collected", entries, "customers")
-    else:
-        world.env.process(_later(world, delay_h, "invoices collected", entries, "customers"))
-
-
-def _later(
-    world: World, delay_h: float, memo: str, entries: list[tuple[str, int]], party: str
+def _close_books(
+    world: World, treasury: funding.Treasury, income_tax: taxes.IncomeTax | None
 ) -> ProcessGenerator:
-    yield world.env.timeout(delay_h)
-    world.ledger.post(world.env.now, memo, entries, party)
+    for month in range(world.months):
+        yield world.until(month, BOOKS_HOUR)
+        yield world.env.timeout(0)  # after the processes of assets and loans, which wait for the same hour
+        _earn_interest(world)
+        if income_tax is not None:
+            income_tax.close(world)
+        treasury.close(world)
 
 
-def _pay_in(world: World, memo: str, investor: str, usd: float) -> None:
-    amount = micro(usd)
-    if amount:
-        world.ledger.post(world.env.now, memo, [("cash", amount), ("paid_in_capital", -amount)], investor)
+def _earn_interest(world: World) -> None:
+    """Interest on the cash in the bank at the month's end."""
+    rate = world.scenario.finance.cash_interest_per_year
+    earned = round(max(0, world.ledger.balance_micro("cash")) * rate / 12)
+    if earned:
+        world.ledger.post(world.env.now, "interest", [("cash", earned), ("interest_income", -earned)], "bank")

@@ -1,0 +1,136 @@
+"""Plans: what customers of one use, what a request costs them, and how they are counted.
+
+Models the price list. Customers of a plan are kept by cohort (month of joining), in whole customers: usage and
+seats grow with a customer's age, and the ledger knows each cohort by name, so that retention is a query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.schema.market import MAIN_SEGMENT
+from sim.stages.competition import elsewhere, price_effect
+
+if TYPE_CHECKING:
+    from sim.schema import Market, Plan, Segment
+
+Cohorts = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+_REQUESTS = 1e6
+
+
+@dataclass
+class PlanBook:
+    """The customers of one plan, by month of joining [months]."""
+
+    key: str  # how the ledger and the tables call the plan
+    plan: Plan
+    customers: Cohorts  # who pay, or who use a free plan
+    trials: Cohorts  # who try a paying plan, by month of signing up
+    advance_micro: Cohorts  # of prepaid fees: what is earned each month
+    parties: list[str]  # the ledger's names of the cohorts
+    joined: int = 0  # new this month, without trials
+    requests: FloatArray = field(default_factory=lambda: np.zeros(0))  # asked this month, by cohort
+    trial_requests: float = 0.0
+
+
+def segments_of(market: Market) -> dict[str, Segment]:
+    """All segments by name; the one that the keys of `market` describe comes first when it has plans."""
+    own: dict[str, Segment] = {MAIN_SEGMENT: market} if market.plans else {}
+    return own | market.segments
+
+
+def plan_key(segment: str, plan: str) -> str:
+    """The name of a plan in ledger and tables; plans of the main segment keep their bare name."""
+    return plan if segment == MAIN_SEGMENT else f"{segment}/{plan}"
+
+
+def plans_of(market: Market) -> dict[str, Plan]:
+    """All plans of all segments by their `plan_key`."""
+    return {
+        plan_key(segment, name): plan
+        for segment, settings in segments_of(market).items()
+        for name, plan in settings.plans.items()
+    }
+
+
+def is_paying(plan: Plan) -> bool:
+    """Whether customers of the plan pay anything that recurs."""
+    return plan.monthly_fee_usd > 0 or plan.pays_per_token or _shares_sales(plan) or _minimum(plan) > 0
+
+
+def party(plan: str, cohort: int) -> str:
+    """The name under which the ledger knows the customers of a plan who joined in one month."""
+    return f"{plan}/{cohort:03d}"
+
+
+def open_book(key: str, plan: Plan, months: int) -> PlanBook:
+    """A plan with the customers it starts with."""
+    customers = np.zeros(months, dtype=np.int64)
+    customers[0] = plan.initial_customers
+    return PlanBook(
+        key,
+        plan,
+        customers,
+        trials=np.zeros(months, dtype=np.int64),
+        advance_micro=np.zeros(months, dtype=np.int64),
+        parties=[party(key, cohort) for cohort in range(months)],
+    )
+
+
+def usd_per_request(segment: Segment, prompt_tokens: float, output_tokens: float) -> float:
+    """List price of the mean request at the start."""
+    return _usd_per_million_requests(segment, prompt_tokens, output_tokens) / _REQUESTS
+
+
+def blended_price(segment: Segment, prompt_tokens: float, output_tokens: float) -> float:
+    """USD per million tokens of the mean request, prompt and output together, at the start."""
+    cost = _usd_per_million_requests(segment, prompt_tokens, output_tokens)
+    return cost / (prompt_tokens + output_tokens)
+
+
+def price_factor(segment: Segment, reference: float) -> float:
+    """Own token prices over those at the start, when they follow the reference price."""
+    if segment.price_follows_reference == 0:
+        return 1.0
+    start = elsewhere(segment, 0).price_usd_per_mtok
+    return (reference / start) ** segment.price_follows_reference
+
+
+def requests_asked(
+    segment: Segment, plan: Plan, cohorts: Cohorts, month: int, price: float, reference: float
+) -> FloatArray:
+    """Requests that each cohort of a plan asks for this month; prices in USD per million tokens."""
+    age = np.clip(month - np.arange(len(cohorts)), 0, plan.usage_growth_months)
+    each = plan.requests_per_month * (1 + plan.usage_growth_per_month) ** age
+    if plan.pays_per_token:
+        each = each * price_effect(price, reference, segment.usage_elasticity)
+    return np.asarray(cohorts * each, dtype=np.float64)
+
+
+def seats(plan: Plan, month: int, cohorts: Cohorts) -> FloatArray:
+    """Seats per customer of each cohort given by its month of joining; 1 where the fee is per customer."""
+    if plan.seats is None:
+        return np.ones(len(cohorts))
+    age = np.clip(month - cohorts, 0, plan.seats.growth_months)
+    return np.asarray(plan.seats.per_customer * (1 + plan.seats.growth_per_month) ** age)
+
+
+def _usd_per_million_requests(segment: Segment, prompt_tokens: float, output_tokens: float) -> float:
+    prompt_price = segment.price_usd_per_mtok_prompt
+    if segment.cache_discount is not None:
+        prompt_price *= 1 - segment.cache_discount.cached_prompt_share * segment.cache_discount.discount
+    return prompt_price * prompt_tokens + segment.price_usd_per_mtok_output * output_tokens
+
+
+def _shares_sales(plan: Plan) -> bool:
+    return plan.share_of_customer_sales * plan.customer_sales_usd_per_month > 0
+
+
+def _minimum(plan: Plan) -> float:
+    return plan.contract.minimum_usd_per_month if plan.contract is not None else 0.0
