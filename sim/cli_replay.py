@@ -126,7 +126,8 @@ def replay(
     frame, stats = replay_fleet(requests, chosen, record_steps=timeline is not None)
     wall_s = time.perf_counter() - started
     frame["kind"] = [stats.kinds[each].name if each >= 0 else "none" for each in frame["replica"]]
-    profiles = [kind.profile for kind in stats.kinds]
+    priced = {id(kind): kind.priced_profile for kind in chosen.kinds}
+    profiles = [priced[id(kind)] for kind in stats.kinds]
     known = [each for each in profiles if each is not None]
     metrics = serving_metrics.summary(
         frame,

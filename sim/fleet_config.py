@@ -6,6 +6,7 @@ is refused with the key, what was found and what is allowed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -110,6 +111,14 @@ class ReplicaKind(_Settings):
     autoscaler: Autoscaler | None = Field(default=None, description="orders and releases replicas by load")
     failures: Failures | None = Field(default=None, description="how often they break down")
     spot: Spot | None = Field(default=None, description="machines that the cloud may take back")
+
+    @property
+    def priced_profile(self) -> Profile | None:
+        """The profile at this kind's own price (a spot machine costs less than the profile's list price)."""
+        if self.profile is None or self.price_usd_per_hour is None:
+            return self.profile
+        hardware = replace(self.profile.hardware, price_usd_per_hour=self.price_usd_per_hour)
+        return replace(self.profile, hardware=hardware)
 
 
 class RateLimit(_Settings):

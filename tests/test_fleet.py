@@ -382,3 +382,12 @@ def test_nothing_happens_before_its_time(start_s: float, times_s: list[float]) -
     assert len(seen) == len(times_s)
     for due_s, now_s in seen:
         assert due_s <= now_s <= math.nextafter(math.nextafter(due_s, math.inf), math.inf)
+
+
+def test_a_kind_costs_its_own_price() -> None:
+    profile = synthetic_profile(price_usd_per_hour=2.0)
+    spot = ReplicaKind(step_time=profile.step_time_model(), profile=profile, price_usd_per_hour=0.5)
+    assert spot.priced_profile is not None
+    assert spot.priced_profile.hardware.price_usd_per_hour == 0.5
+    listed = ReplicaKind(step_time=profile.step_time_model(), profile=profile)
+    assert listed.priced_profile is profile
