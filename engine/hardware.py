@@ -149,6 +149,8 @@ def lookup(name: str) -> Accelerator:
     """
     wanted = squeezed(name)
     fitting = [row for row in CATALOG if squeezed(row.name) == wanted]
+    # Whole words come before beginnings of words: "L4" is not "L40S".
+    fitting = fitting or [row for row in CATALOG if row.name.lower().startswith(f"{name.strip().lower()} ")]
     fitting = fitting or [row for row in CATALOG if wanted and squeezed(row.name).startswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]

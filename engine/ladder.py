@@ -30,7 +30,7 @@ from engine.files import write_atomically
 from engine.hardware import detect
 from engine.optimization import batch_rows, evaluate, new_optimizer, optimizer_step, threads_for
 from engine.scaling import TRAINING_FLOP, ScalingConstants, ScalingFit, fit
-from engine.scaling_fit import LEVEL, HeldOut, Point, held_out, intervals, with_draws
+from engine.scaling_fit import LEVEL, HeldOut, Point, held_out, intervals, undetermined, with_draws
 from engine.train_config import TrainConfig
 from engine.trainer import new_model
 
@@ -61,6 +61,7 @@ class LadderReport:
             "constants": constants,
             "level": LEVEL,
             "intervals": intervals(self.law),
+            "undetermined": undetermined(self.law),
             "median_relative_error": self.fitted.median_relative_error,
             "max_relative_error": self.fitted.max_relative_error,
             "held_out": asdict(self.held_out),

@@ -67,6 +67,16 @@ def intervals(law: ScalingConstants, level: float = LEVEL) -> dict[str, tuple[fl
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(CONSTANTS)}
 
 
+def undetermined(law: ScalingConstants) -> list[str]:
+    """Which of E, alpha and beta the points leave open: their interval spans a factor of four or more.
+
+    On few and small sizes E and A / N^alpha can stand in for each other. The law then still predicts where it was
+    measured, but not what a far larger model would reach.
+    """
+    found = intervals(law)
+    return [name for name in ("E", "alpha", "beta") if name in found and found[name][1] > 4 * found[name][0]]
+
+
 def held_out(points: Sequence[Point]) -> HeldOut:
     """Errors on the largest size, and on the largest token count, of laws fitted without them."""
     by_size, by_tokens = (_without_largest(points, column) for column in (0, 1))

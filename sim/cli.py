@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from engine.errors import InputError
-from sim import cli_capacity, cli_plan, cli_predict, cli_replay, cli_validate, cli_workload, paths
+from sim import cli_capacity, cli_loop_value, cli_plan, cli_predict, cli_replay, cli_validate, cli_workload, paths
 from sim.terminal import JsonFlag, print_json, print_table, progress_bar, save_and_show
 
 app = typer.Typer(
@@ -182,6 +182,9 @@ app.command(epilog="Example: flywheel capacity --traffic chat=0.7,code=0.3 --ttf
 app.command(
     epilog='Example: flywheel configure llama-3.1-8b --rate 20 --on "H100 SXM,L40S" --ttft 1 --tpot 0.05'
 )(cli_capacity.configure)
+app.command("loop-value", epilog="Example: flywheel loop-value api_startup --seeds 8")(
+    cli_loop_value.loop_value
+)
 app.add_typer(cli_validate.app, name="validate")
 app.command(epilog='Example: flywheel plan --model bloom-560m --on "A100 SXM,H100 SXM"')(cli_plan.plan)
 app.command(epilog='Example: flywheel predict llama-3.1-8b --on "H100 SXM" --engine vllm')(

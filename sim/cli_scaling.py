@@ -142,6 +142,11 @@ def _print(found: dict[str, Any], steps: int, seconds: float) -> None:
         f"largest size, it misses that by {human.percent(held['largest_size_median_error'], 1)}; without the most "
         f"tokens, by {human.percent(held['most_tokens_median_error'], 1)}."
     )
+    if found["undetermined"]:
+        print(
+            f"These points leave {', '.join(found['undetermined'])} open: don't use the law for other sizes; "
+            "measure more of them, further apart, or for more minutes."
+        )
     print(
         "It holds where it was measured; far from there it is an extrapolation, and the interval doesn't know that."
     )

@@ -22,7 +22,7 @@ from sim import tables
 from sim.assumptions import Assumption, assumptions
 from sim.ledger import HOURS_PER_MONTH, Ledger
 from sim.monthly import headline, month_labels, monthly_table
-from sim.stages import data, deployment, finance, market, training
+from sim.stages import canary, data, deployment, finance, market, training
 from sim.stages.funding import cap_table
 from sim.statements import Statements
 from sim.tables import Facts
@@ -237,7 +237,7 @@ def _loop(world: World) -> dict[str, float]:
         "training_flop": total("training_flop"),
         "releases": total("releases"),
         "failed_gates": total("failed_gates"),
-        "quality_start": first.quality,
+        "quality_start": canary.served(world, first).quality,
         "quality_end": world.live.quality,
         "competitor_quality_end": float(world.records["competitor_quality"][-1]),
         "customers_end": float(world.records["customers"][-1]),

@@ -15,7 +15,7 @@ import numpy as np
 # The order is part of what a seed means: append only.
 STREAMS = (
     "data", "training", "deployment", "market",
-    "legal", "failures", "safety", "spot", "outages", "canary", "shortage", "funding",
+    "legal", "failures", "safety", "spot", "outages", "canary", "shortage",
 )  # fmt: skip
 
 _NORMAL = NormalDist()

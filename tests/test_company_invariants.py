@@ -21,6 +21,12 @@ from sim.stages.plans import is_paying, plans_of
 
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FRACTION = st.floats(0, 1)
+# Features of the other stages, at their defaults.
+OTHER_STAGES = [
+    "data.storage", "data.labelling", "data.synthetic",
+    "training.reliability", "training.safety", "training.gate",
+    "deployment.outages", "deployment.canary", "deployment.spot", "deployment.support", "deployment.shortage",
+]  # fmt: skip
 FLAT = {"api": {"pays_per_token": True, "requests_per_month": 1000.0, "initial_customers": 20}}
 
 
@@ -81,7 +87,8 @@ def companies(draw: st.DrawFn, longest: int = 16) -> Scenario:
         "term_months": draw(st.integers(1, 30)),
     }
     finance["taxes"] = {"income_tax_rate": draw(FRACTION), "loss_offset_limit": draw(FRACTION)}
-    return Scenario.parse(values)
+    on = draw(st.sets(st.sampled_from(OTHER_STAGES), max_size=4))
+    return Scenario.parse(values).override({key: {} for key in sorted(on)})
 
 
 @FEW

@@ -32,6 +32,7 @@ def test_lookup_forgives_spelling(name: str) -> None:
 
 def test_an_exact_name_wins_over_a_longer_one() -> None:
     assert lookup("L4 24 GB").name == "L4 24 GB"
+    assert lookup("l4").name == "L4 24 GB"  # not an L40S
 
 
 @pytest.mark.parametrize(

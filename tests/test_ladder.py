@@ -14,7 +14,7 @@ from engine.data import PreparedData, prepare, train_tokenizer
 from engine.errors import InputError
 from engine.ladder import learning_curve, run_ladder
 from engine.scaling import ScalingConstants, fit, load_law, loss, loss_interval
-from engine.scaling_fit import held_out, intervals, with_draws
+from engine.scaling_fit import held_out, intervals, undetermined, with_draws
 from engine.standard_library import standard_library
 from engine.train_config import TrainConfig
 
@@ -100,6 +100,11 @@ def test_the_covariance_is_that_of_the_draws() -> None:
     assert covariance[3, 3] == pytest.approx(np.var([draw[3] for draw in law.draws], ddof=1))
     assert TRUTH.covariance is None
     assert intervals(TRUTH) == {}
+    assert undetermined(law) == []
+    vague = [(n, d, loss(n, d, ScalingConstants(E=1e-6, A=5, B=500, alpha=0.05, beta=0.5))) for n, d in GRID]
+    rng = np.random.default_rng(0)
+    vague = [(n, d, value * float(np.exp(rng.normal(0, 0.006)))) for n, d, value in vague]
+    assert "E" in undetermined(with_draws(fit(vague), vague, draws=50))
 
 
 def test_a_largest_size_that_breaks_the_law_shows_in_the_held_out_error() -> None:

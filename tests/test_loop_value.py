@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import typer
 from helpers_company import closed_form_surface
 from helpers_profile import synthetic_profile
+from typer.testing import CliRunner
 
 from engine.errors import InputError
+from sim import cli_loop_value
 from sim.loop_value import loop_value
 from sim.scenario import Scenario
 
@@ -29,6 +34,19 @@ def test_a_cut_loop_is_worth_nothing(change: dict[str, object]) -> None:
     found = loop_value(scenario, seeds=1, **KNOWN)
     assert found.gross_profit_usd_per_user == 0
     assert found.worth_gross_profit_usd == 0
+
+
+def test_the_command_says_both_values() -> None:
+    app = typer.Typer()
+    app.command()(cli_loop_value.loop_value)
+    words = ["api_startup", "--seeds", "1"]
+    table = CliRunner().invoke(app, words)
+    assert table.exit_code == 0, table.output
+    assert "One more user" in table.output
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert told["seeds"] == 1
+    assert told["worth_gross_profit_usd"] > 0
+    assert told["gross_profit_usd_per_user_se"] is None
 
 
 def test_bounds() -> None:

@@ -23,7 +23,7 @@ def run(world: World) -> ProcessGenerator:
     finance = world.scenario.finance
     treasury = funding.Treasury()
     income_tax = taxes.IncomeTax(finance.taxes) if finance.taxes is not None else None
-    sought, staff = dict(finance.funding), people.hire(world)
+    sought, staff = funding.rounds_to_seek(world), people.hire(world)
     world.env.process(_close_books(world, treasury, income_tax))
     funding.pay_in(world, "opening cash", "founders", finance.initial_cash_usd)
     solvent = True

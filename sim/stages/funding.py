@@ -18,6 +18,7 @@ from simpy.events import ProcessGenerator
 
 from sim.ledger import MICRO_PER_USD, micro
 from sim.metrics import runway_months
+from sim.randomness import substream
 from sim.stages.payments import pay
 from sim.world import BOOKS_HOUR
 
@@ -40,6 +41,14 @@ class ClosedRound:
     staff_share: float
 
 
+@dataclass(frozen=True)
+class Sought:
+    """A round that is not closed yet, with luck of its own: no other round changes it."""
+
+    funding: FundingRound
+    luck: np.random.Generator
+
+
 class Treasury:
     """Watches the cash: how much each month burnt, without what investors and lenders put in."""
 
@@ -59,6 +68,14 @@ class Treasury:
         return runway_months(world.ledger.balance_micro("cash") / MICRO_PER_USD, burnt)
 
 
+def rounds_to_seek(world: World) -> dict[str, Sought]:
+    """All rounds of the scenario."""
+    return {
+        name: Sought(funding, substream(world.seed, f"funding {name}"))
+        for name, funding in world.scenario.finance.funding.items()
+    }
+
+
 def pay_in(world: World, memo: str, investor: str, usd: float) -> None:
     """Book money paid in for shares."""
     amount = micro(usd)
@@ -66,11 +83,11 @@ def pay_in(world: World, memo: str, investor: str, usd: float) -> None:
         world.ledger.post(world.env.now, memo, [("cash", amount), ("paid_in_capital", -amount)], investor)
 
 
-def open_month(world: World, treasury: Treasury, sought: dict[str, FundingRound]) -> None:
+def open_month(world: World, treasury: Treasury, sought: dict[str, Sought]) -> None:
     """Close the rounds that are due, and draw the loans of the month; `sought` loses the closed rounds."""
-    luck = world.random["funding"].random(len(world.scenario.finance.funding))
-    for (name, funding), uniform in zip(world.scenario.finance.funding.items(), luck.tolist(), strict=True):
-        if name not in sought or world.month < funding.month:
+    for name, one in list(sought.items()):
+        funding, uniform = one.funding, float(one.luck.random())
+        if world.month < funding.month:
             continue
         limit = funding.runway_below_months
         if limit is not None and treasury.runway(world) >= limit:
