@@ -16,7 +16,16 @@ import typer
 from rich.console import Console
 
 from engine.errors import InputError
-from sim import cli_capacity, cli_loop_value, cli_plan, cli_predict, cli_replay, cli_validate, cli_workload, paths
+from sim import (
+    cli_capacity,
+    cli_loop_value,
+    cli_plan,
+    cli_predict,
+    cli_replay,
+    cli_validate,
+    cli_workload,
+    paths,
+)
 from sim.terminal import JsonFlag, print_json, print_table, progress_bar, save_and_show
 
 app = typer.Typer(

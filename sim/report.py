@@ -130,6 +130,7 @@ def report_html(result: Result) -> str:
     from plotly.offline import get_plotlyjs
 
     from sim.figures import all_figures
+    from sim.shown_tables import shown_tables
     from sim.theme import FONT, css_variables, dark_for_light, without_title
 
     figures = []
@@ -153,6 +154,16 @@ def report_html(result: Result) -> str:
         headline=headline_rows(result),
         figures=figures,
         statements=_statements(result),
+        tables=[
+            {
+                "title": title,
+                "rows": [
+                    ["", *table.columns],
+                    *([str(i), *row] for i, row in zip(table.index, table.to_numpy(), strict=True)),
+                ],
+            }
+            for title, table in shown_tables(result).items()
+        ],
         totals=_TOTALS,
         events=_events(result),
         assumptions=_assumptions(result),

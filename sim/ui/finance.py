@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from sim import human
+from sim.shown_tables import shown_tables
 from sim.ui import controls, parts
 
 _STATEMENTS = {"Income": "income", "Balance sheet": "balance_sheet", "Cash flow": "cash_flow"}
@@ -54,7 +55,7 @@ st.dataframe(
     height="content",
     alt=f"{which} by {period.lower()}, USD",
 )
-st.subheader("Unit economics")
+st.subheader("Metrics by month")
 last = st.pills(
     "Shown",
     [name for name, _ in _UNIT_ECONOMICS.values()],
@@ -71,6 +72,9 @@ st.dataframe(
         "month": st.column_config.TextColumn("Month", pinned=True),
         **{key: st.column_config.NumberColumn(name, format=style) for key, (name, style) in columns.items()},
     },
-    alt="Unit economics by month",
+    alt="Metrics by month",
 )
+for title, table in shown_tables(result).items():
+    st.subheader(title)
+    st.table(table, border="horizontal", alt=title)
 parts.figures(result, "margin", "cash")
