@@ -34,6 +34,7 @@ from engine.trainer import new_model, save_model, train
 
 # Users of the default text write network and test code; everything else in the library is the bought text.
 USER_PACKAGES = ("asyncio", "concurrent", "email", "http", "logging", "multiprocessing", "unittest", "urllib")
+_PIECES = CleaningRules(max_document_characters=4000)  # so that a tenth of little text is some of them
 _MOST_CHARACTERS_PER_TOKEN = 6  # of bought text, what cleaning removes included
 
 
@@ -97,7 +98,7 @@ class LoopReport:
     serving_s: float  # of the engine at work
     serving_wall_s: float
     median_latency_s: float
-    consented_tokens: int  # sent by users who allow to keep them
+    consented_tokens: int  # prompts and answers of users who allow to keep what they send
     collected_tokens: int  # left after cleaning and deduplication
     removed: dict[str, int]  # requests, by reason
     wall_s: float
@@ -110,7 +111,7 @@ class LoopReport:
 
     @property
     def feedback_yield(self) -> float:
-        """Collected tokens per token that users allowed to keep (answers to them left out)."""
+        """Collected tokens per token of usage (prompts and answers) of those who allow it; nothing is selected."""
         return self.collected_tokens / self.consented_tokens
 
     @property
@@ -182,7 +183,7 @@ def run_loop(
     config, out_dir, started = config or LoopConfig(), Path(out_dir), time.perf_counter()
     rng = np.random.default_rng(config.training.seed)
     names = {document.source for document in users}
-    texts = select([*_enough(base, config, rng), *users], CleaningRules(), part(progress, 0.0, 0.05))
+    texts = select([*_enough(base, config, rng), *users], _PIECES, part(progress, 0.0, 0.05))
     bought = [document for document in texts.documents if document.source not in names]
     bought = [bought[i] for i in rng.permutation(len(bought))]
     people = _people([document for document in texts.documents if document.source in names], config, rng)
@@ -234,7 +235,7 @@ def run_loop(
         serving_s=busy_s,
         serving_wall_s=wall_s,
         median_latency_s=float(np.median([each.latency_s for each in served])),
-        consented_tokens=sum(each.prompt_tokens for each in kept),
+        consented_tokens=sum(each.prompt_tokens + each.output_tokens for each in kept),
         collected_tokens=collected_tokens,
         removed=removed,
         wall_s=time.perf_counter() - started,

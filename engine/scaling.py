@@ -60,8 +60,8 @@ class ScalingConstants:
             lowest_allowed = value > 0 or (name == "E" and value == 0)
             if not (np.isfinite(value) and lowest_allowed):
                 raise InputError(f"scaling law: {name} is {value!r}; allowed is a positive number")
-        for draw in self.draws:
-            ScalingConstants(**dict(zip(CONSTANTS, draw, strict=True)))
+        for e, a, b, alpha, beta in self.draws:
+            ScalingConstants(e, a, b, alpha, beta)
 
     @property
     def covariance(self) -> FloatArray | None:
@@ -261,7 +261,12 @@ def _best_of_many_starts(log_n: FloatArray, log_d: FloatArray, log_loss: FloatAr
 
 
 def minimise(
-    log_n: FloatArray, log_d: FloatArray, log_loss: FloatArray, delta: float, start: Sequence[float]
+    log_n: FloatArray,
+    log_d: FloatArray,
+    log_loss: FloatArray,
+    delta: float,
+    start: Sequence[float],
+    tolerance: float = 1e-12,
 ) -> Any:
     """Scipy's least-squares result from one start; x = (log E, log A, log B, alpha, beta), `cost` the Huber loss."""
     from scipy.optimize import least_squares
@@ -285,9 +290,9 @@ def minimise(
         f_scale=delta,
         x_scale="jac",
         bounds=([-20, -20, -20, 1e-3, 1e-3], [20, 60, 60, 2, 2]),
-        xtol=1e-12,
-        ftol=1e-12,
-        gtol=1e-12,
+        xtol=tolerance,
+        ftol=tolerance,
+        gtol=tolerance,
         max_nfev=500,
     )
 

@@ -21,6 +21,7 @@ from engine.scaling import CONSTANTS, ScalingConstants, ScalingFit, fit, loss, m
 DRAWS = 200
 LEVEL = 0.9
 _FITTED = len(CONSTANTS)
+_TOLERANCE = 1e-8  # of a draw: far below what the draws differ by
 
 Point = tuple[float, float, float]  # parameters, tokens, loss
 
@@ -54,7 +55,7 @@ def with_draws(
     rows = []
     for _ in range(draws):
         again = centre + rng.choice(widened, size=len(points))
-        x = minimise(np.log(n), np.log(d), again, huber_delta, start).x
+        x = minimise(np.log(n), np.log(d), again, huber_delta, start, _TOLERANCE).x
         rows.append((*(float(np.exp(value)) for value in x[:3]), float(x[3]), float(x[4])))
     return replace(law, draws=tuple(rows))
 

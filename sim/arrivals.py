@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from engine.errors import InputError
 
 FloatArray = NDArray[np.float64]
+_MOST_EXPECTED = 1e8  # requests in a window: gigabytes
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,10 @@ def arrival_times(
     assert duration_s is not None
     if not 0 <= duration_s < math.inf:
         raise InputError(f"duration_s: found {duration_s}, allowed is a number ≥ 0")
+    if rate_rps * duration_s > _MOST_EXPECTED:
+        raise InputError(
+            f"duration_s: found {duration_s:g} s at {rate_rps:g} requests/s, allowed are {_MOST_EXPECTED:g} requests"
+        )
     flat = np.empty(0)
     # Drawn in pieces, not as a count and then times: a longer window then begins with the same arrivals.
     while not flat.size or at(flat[-1:])[0] <= duration_s:

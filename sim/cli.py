@@ -18,10 +18,13 @@ from rich.console import Console
 from engine.errors import InputError
 from sim import (
     cli_capacity,
+    cli_loop,
     cli_loop_value,
     cli_plan,
     cli_predict,
     cli_replay,
+    cli_scaling,
+    cli_train,
     cli_validate,
     cli_workload,
     paths,
@@ -127,60 +130,14 @@ def run(
         print(f"Report: {written}")
 
 
-@app.command(
-    epilog="Example: flywheel train texts/ --layers 4 --hidden-size 128 --steps 200 --out out/training"
-)
-def train(
-    texts: Annotated[list[Path], typer.Argument(help="Text or JSONL files, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model, its tokenizer and the report.")] = Path(
-        "out/training"
-    ),
-    architecture: Annotated[str, typer.Option(help="llama, bloom or gpt2.")] = "llama",
-    layers: Annotated[int, typer.Option(min=1, help="Transformer layers.")] = 4,
-    hidden_size: Annotated[int, typer.Option(min=8, help="Width of the residual stream.")] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
-    model: Annotated[str | None, typer.Option(help="Train this model further instead of a new one.")] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of a model, or bpe:SIZE learnt from the texts.")
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
-    as_json: JsonFlag = False,
-) -> None:
-    """Clean, deduplicate, tokenize and split texts, then train a Transformer on them with AdamW."""
-    from dataclasses import asdict
-
-    from engine.train_config import TrainConfig
-    from engine.trainer import run_training
-    from sim import human
-
-    config = TrainConfig(
-        architecture=architecture, layers=layers, hidden_size=hidden_size, steps=steps, model=model, seed=seed
-    )
-    with progress_bar("train") as report:
-        trained = run_training(texts, out, config, tokenizer, progress=report, resume=resume)
-    if as_json:
-        print_json(asdict(trained))
-        return
-    rows = [
-        ("Model", f"{trained.architecture}, {human.count(trained.parameters)} parameters"),
-        ("Trained on", f"{human.count(trained.tokens)} tokens in {trained.steps} steps"),
-        (
-            "Validation loss",
-            f"{trained.initial_validation_loss:.3f} → {trained.validation_loss:.3f} nats per token",
-        ),
-        ("Perplexity", human.count(trained.perplexity)),
-        ("Speed", f"{human.count(trained.tokens_per_s)} tokens/s, MFU {human.percent(trained.mfu, 1)}"),
-        ("Compute", f"{human.count(trained.training_flop)} FLOP in {human.seconds(trained.training_s)}"),
-        ("Peak memory", f"{human.count(trained.peak_memory_bytes)}B"),
-    ]
-    print_table("Training", rows)
-    print(f"Model: {out}")
-
-
 app.command(epilog="Example: flywheel replay requests.csv --replicas 40 --out per_request.csv")(
     cli_replay.replay
 )
+app.command(epilog="Example: flywheel train --architecture bloom --layers 4 --hidden-size 128 --steps 300")(
+    cli_train.train
+)
+app.command(epilog="Example: flywheel scaling --minutes 3 --out out/scaling.json")(cli_scaling.scaling)
+app.command(epilog="Example: flywheel loop --quick")(cli_loop.loop)
 app.command(epilog="Example: flywheel fit trace.csv --out workload.yaml")(cli_workload.fit)
 app.command(epilog="Example: flywheel generate workload.yaml --rate 5 --requests 1000 --out requests.csv")(
     cli_workload.generate
@@ -224,6 +181,12 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _errors.print("interrupted")
         sys.exit(130)
+    except MemoryError:
+        _fail("not enough memory for this much at once")
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a file that may not be read
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     except Exception as error:
         # Usage errors are click's, and which click is Typer's secret: they are known by what they can do.
         if not hasattr(error, "format_message"):

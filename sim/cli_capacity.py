@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.files import check_writable, write_atomically
 from sim import cli_load, human, paths
 from sim.terminal import JsonFlag, print_grid, print_json, print_table, progress_bar
 
@@ -45,9 +45,9 @@ def capacity(
     tpot: cli_load.TpotOption = None,
     e2e: cli_load.E2eOption = None,
     objective: cli_load.ObjectivesOption = None,
-    percentile: cli_load.PercentileOption = "95",
+    percentile: cli_load.PercentileOption = None,
     met: cli_load.MetOption = None,
-    seed: Annotated[int, typer.Option(help="Of the requests.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the requests.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the table by load here (CSV).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -60,21 +60,19 @@ def capacity(
     from sim.goals import describe_goal
     from sim.load_ladder import replay_at
 
-    shown = None
-    if fleet is None or profile is not None:
-        shown = Profile.load(paths.resolve_profile(model, profile))
+    if out is not None:
+        check_writable(out)
+    shown = Profile.load(paths.resolve_profile(model, profile))
     if fleet is not None:
         from sim.fleet_file import load_fleet
 
         chosen = load_fleet(fleet, shown)
     else:
-        assert shown is not None
         chosen = replica_fleet(shown)
     limits = chosen.kinds[0].scheduler
     longest = max_context_tokens
-    if shown is not None and trace is None:  # drawn lengths are cut to what fits, a record is taken as it is
-        fits = min(shown.model.max_context_tokens, limits.cache_tokens)
-        longest = min(longest or fits, fits)
+    if trace is None:  # drawn lengths are cut to what fits, a record is taken as it is
+        longest = chosen.longest_request_tokens(longest)
     load = cli_load.offered(traffic, workload, trace, conversations, longest, limits.block_tokens)
     goal = cli_load.goal(ttft, tpot, e2e, objective, percentile, met, load)
     with progress_bar("capacity") as report:
@@ -87,13 +85,13 @@ def capacity(
     known = [each for each in profiles if each is not None]
     use = hardware_use(frame, stats, known) if len(known) == len(profiles) else None
     predicted = None
-    if fleet is None and shown is not None:
+    if fleet is None:
         predicted = capacity_interval(Configuration(model, shown, limits), found)
     if out is not None:
         write_atomically(out, found.table.to_csv(index=False))
     kept = describe_goal(goal)
     if as_json:
-        print_json(_capacity_json(load.name, kept, found, predicted, use))
+        print_json(_capacity_json(chosen, load.name, kept, found, predicted, use))
         return
     _print_capacity(chosen, load.name, kept, found, predicted, use)
 
@@ -128,10 +126,10 @@ def configure(
     tpot: cli_load.TpotOption = None,
     e2e: cli_load.E2eOption = None,
     objective: cli_load.ObjectivesOption = None,
-    percentile: cli_load.PercentileOption = "95",
+    percentile: cli_load.PercentileOption = None,
     met: cli_load.MetOption = None,
     against: Annotated[str, typer.Option(help="Latency of the Pareto curve: ttft, tpot or e2e.")] = "e2e",
-    seed: Annotated[int, typer.Option(help="Of the requests.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the requests.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write every configuration here (CSV).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -141,6 +139,8 @@ def configure(
     from sim.configurations import measured_configurations, predicted_configurations
     from sim.goals import describe_goal
 
+    if out is not None:
+        check_writable(out)
     if against not in _AGAINST:
         raise InputError(f"--against: found {against!r}, allowed are {', '.join(_AGAINST)}")
     if model is None and not profile:
@@ -193,6 +193,7 @@ def configure(
 
 
 def _capacity_json(
+    fleet: Fleet,
     load: str,
     goal: str,
     found: CapacitySurface,
@@ -203,6 +204,7 @@ def _capacity_json(
     return {
         "load": load,
         "goal": goal,
+        "step_times": fleet.step_times_from,
         "capacity_rps": found.capacity_rps,
         "capacity_low_rps": found.capacity_low_rps,
         "capacity_high_rps": found.capacity_high_rps,
@@ -322,7 +324,8 @@ def _print_points(title: str, points: pd.DataFrame) -> None:
     head = ["configuration", "replicas", "USD/h", "USD/Mtok", "TTFT p95", "TPOT p95", "E2E p95", "used"]
     print_grid(title, head, [
         [
-            str(row.configuration), str(row.replicas), f"{row.usd_per_hour:,.2f}", human.usd(row.usd_per_mtok),
+            f"{row.configuration}{_PREDICTED if row.kind == 'predicted' else ''}",
+            str(row.replicas), f"{row.usd_per_hour:,.2f}", human.usd(row.usd_per_mtok),
             human.seconds(row.ttft_p95_s), human.seconds(row.tpot_p95_s), human.seconds(row.e2e_p95_s),
             human.percent(row.capacity_used),
         ]

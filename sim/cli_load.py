@@ -25,16 +25,17 @@ ConversationsOption = Annotated[
     str | None, typer.Option("--conversations", help="Instead conversations that grow: chat or agent.")
 ]
 ContextOption = Annotated[
-    int | None, typer.Option("--max-context-tokens", help="Cut prompt and output together to this.")
+    int | None, typer.Option("--max-context-tokens", min=2, help="Cut prompt and output together to this.")
 ]
 TtftOption = Annotated[
-    float | None, typer.Option("--ttft", "--ttft-p95", help="Objective: time to first token [s].")
+    float | None, typer.Option("--ttft", "--ttft-p95", help="Objective: time to first token, in seconds.")
 ]
 TpotOption = Annotated[
-    float | None, typer.Option("--tpot", "--tpot-p95", help="Objective: time per output token after it [s].")
+    float | None,
+    typer.Option("--tpot", "--tpot-p95", help="Objective: time per output token after it, in seconds."),
 ]
 E2eOption = Annotated[
-    float | None, typer.Option("--e2e", "--e2e-p95", help="Objective: until the last token [s].")
+    float | None, typer.Option("--e2e", "--e2e-p95", help="Objective: until the last token, in seconds.")
 ]
 ObjectivesOption = Annotated[
     list[str] | None,
@@ -43,7 +44,8 @@ ObjectivesOption = Annotated[
     ),
 ]
 PercentileOption = Annotated[
-    str, typer.Option("--percentile", help="What the objectives limit: a percentile, or mean.")
+    str | None,
+    typer.Option("--percentile", help="What the objectives limit: a percentile, or mean (default: 95)."),
 ]
 MetOption = Annotated[
     float | None,
@@ -51,7 +53,7 @@ MetOption = Annotated[
 ]
 
 _DEFAULT_TRAFFIC = "chat=0.7,code=0.3"
-_NO_LIMIT_S = 1e9
+NO_LIMIT_S = 1e9
 
 
 def offered(
@@ -98,7 +100,7 @@ def goal(
     tpot: float | None,
     e2e: float | None,
     objectives: list[str] | None,
-    percentile: str,
+    percentile: str | None,
     met: float | None,
     load: OfferedLoad,
 ) -> Goal:
@@ -107,11 +109,18 @@ def goal(
     Raises:
         InputError: none anywhere, or a bad one.
     """
-    of_classes = dict(_of_class(words) for words in objectives or [])
+    of_classes: dict[str, dict[Measure, Any]] = {}
+    for words in objectives or []:
+        name, of_class = _of_class(words)
+        if name in of_classes:
+            raise InputError(f"--objective {words}: found the class {name} twice, allowed is once")
+        of_classes[name] = of_class
     if met is not None:
+        if percentile is not None:
+            raise InputError("found --met and --percentile, allowed is one of them")
         if e2e is not None or any("e2e" in limits for limits in of_classes.values()):
             raise InputError("--met: counts requests by TTFT and TPOT, found --e2e; leave one of them out")
-        common = Objective(ttft or _NO_LIMIT_S, tpot or _NO_LIMIT_S)
+        common = Objective(NO_LIMIT_S if ttft is None else ttft, NO_LIMIT_S if tpot is None else tpot)
         if ttft is None and tpot is None and not of_classes:
             raise InputError("--met: found no limits to meet, give --ttft, --tpot or --objective")
         each = {
@@ -119,7 +128,7 @@ def goal(
             for name, limits in of_classes.items()
         }
         return (MetShare(met, each or common),)
-    statistic = _statistic(percentile)
+    statistic = _statistic(percentile or "95")
     common_limits: dict[Measure, Any] = {"ttft": ttft, "tpot": tpot, "e2e": e2e}
     each_limits: list[tuple[str | None, dict[Measure, Any]]] = [(None, common_limits), *of_classes.items()]
     limits = [
@@ -141,14 +150,18 @@ def goal(
 
 def shares_of(words: str) -> dict[str, float]:
     """{class: share} from "chat" or "chat=0.7,code=0.3"."""
-    return {name: 1.0 if number is None else number for name, number in _pairs(words, "--traffic")}
+    pairs = _pairs(words, "--traffic")
+    twice = [name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number])]
+    if twice:
+        raise InputError(f"--traffic {words}: found the class {twice[0]} twice, allowed is once")
+    return {name: 1.0 if number is None else number for name, number in pairs}
 
 
 def numbers(words: str, option: str) -> list[int]:
     """Whole numbers ≥ 1 with commas between."""
     found = []
     for word in split(words, option):
-        if not word.isdigit() or int(word) < 1:
+        if not word.isdecimal() or len(word) > 15 or int(word) < 1:
             raise InputError(
                 f"{option} {words}: found {word!r}, allowed are whole numbers ≥ 1 with commas between"
             )

@@ -127,8 +127,8 @@ def _print(found: LoopReport, money: dict[str, float], company: Scenario) -> Non
             ),
             (
                 "Collected",
-                f"{human.count(found.collected_tokens)} of {human.count(found.consented_tokens)} tokens that "
-                f"{found.consenting_users} users allow to keep",
+                f"{human.count(found.collected_tokens)} of {human.count(found.consented_tokens)} tokens, prompts "
+                f"and answers, of {found.consenting_users} users who allow it",
             ),
             (
                 "Cost",

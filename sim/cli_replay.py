@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from engine.files import write_atomically
-from sim import human, paths
+from engine.files import check_writable, write_atomically
+from sim import cli_load, human, paths
 from sim.terminal import JsonFlag, print_grid, print_json, print_table
 
 if TYPE_CHECKING:
@@ -74,18 +74,23 @@ def replay(
     fleet: Annotated[
         Path | None, typer.Option(help="A fleet file (YAML): kinds, router, autoscaler, failures, door.")
     ] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Number of equal replicas.")] = 1,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Number of equal replicas (default: 1).")
+    ] = None,
     router: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="least_outstanding, least_outstanding_tokens, round_robin, power_of_two or prefix_aware."
+            help="least_outstanding (the default), least_outstanding_tokens, round_robin, power_of_two or "
+            "prefix_aware."
         ),
-    ] = "least_outstanding",
+    ] = None,
     ttft_p95: Annotated[
-        float | None, typer.Option("--ttft-p95", help="Objective for goodput: time to first token [s].")
+        float | None,
+        typer.Option("--ttft-p95", help="Objective for goodput: time to first token, in seconds."),
     ] = None,
     tpot_p95: Annotated[
-        float | None, typer.Option("--tpot-p95", help="Objective for goodput: time per output token [s].")
+        float | None,
+        typer.Option("--tpot-p95", help="Objective for goodput: time per output token, in seconds."),
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad lines out, and count them by reason.")
@@ -95,8 +100,8 @@ def replay(
         Path | None, typer.Option(help="Write a time line here that opens in ui.perfetto.dev (JSON).")
     ] = None,
     timeline_replicas: Annotated[
-        str, typer.Option(help="Replicas in the time line: numbers with commas, or all.")
-    ] = "0",
+        str | None, typer.Option(help="Replicas in the time line: numbers with commas, or all (default: 0).")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Replay a request trace on simulated replicas with the engine's own scheduler."""
@@ -109,18 +114,32 @@ def replay(
 
     objective = None
     if ttft_p95 is not None or tpot_p95 is not None:
-        objective = Objective(ttft_p95 or 1e9, tpot_p95 or 1e9)
-    shown = None if timeline_replicas == "all" else _numbers(timeline_replicas)
+        objective = Objective(
+            cli_load.NO_LIMIT_S if ttft_p95 is None else ttft_p95,
+            cli_load.NO_LIMIT_S if tpot_p95 is None else tpot_p95,
+        )
+    _refuse_together(
+        "--fleet", fleet, {"--replicas": replicas, "--router": router, "--step-times": step_times}
+    )
+    _refuse_together("--step-times", step_times, {"--profile": profile})
+    if layers is not None and step_times is None:
+        raise InputError("--layers: found no --step-times, whose layer tables it is for")
+    if timeline_replicas is not None and timeline is None:
+        raise InputError("--timeline-replicas: found no --timeline to show them in")
+    shown = None if timeline_replicas == "all" else _numbers(timeline_replicas or "0")
+    _check_targets(trace, out, timeline)
     measured = None if step_times is not None else Profile.load(paths.resolve_profile(model, profile))
-    longest = None if measured is None else measured.model.max_context_tokens
     if fleet is not None:
         from sim.fleet_file import load_fleet
 
         chosen = load_fleet(fleet, measured)
     else:
-        chosen = _equal_replicas(measured, step_times, layers, replicas, router)
+        chosen = _equal_replicas(measured, step_times, layers, replicas or 1, router or "least_outstanding")
     requests, report = read_trace_report(
-        trace, skip_bad, max_context_tokens=longest, block_tokens=chosen.kinds[0].scheduler.block_tokens
+        trace,
+        skip_bad,
+        max_context_tokens=chosen.max_context_tokens,
+        block_tokens=chosen.kinds[0].scheduler.block_tokens,
     )
     started = time.perf_counter()
     frame, stats = replay_fleet(requests, chosen, record_steps=timeline is not None)
@@ -138,14 +157,20 @@ def replay(
         profiles=known if len(known) == len(profiles) else None,
     )
     spans = serving_metrics.intervals(frame)
-    if out is not None:
-        write_atomically(out, frame.to_csv(index=False))
     events = 0
     if timeline is not None and stats.records is not None:
         events = write_timeline(timeline, stats.records, frame, replicas=shown)
+    if out is not None:
+        write_atomically(out, frame.to_csv(index=False))
     if as_json:
         skipped = {each.reason: each.count for each in report.skipped}
-        result: dict[str, Any] = {"requests": len(frame), "wall_s": wall_s, "skipped": skipped, **metrics}
+        result: dict[str, Any] = {
+            "requests": len(frame),
+            "step_times": chosen.step_times_from,
+            "wall_s": wall_s,
+            "skipped": skipped,
+            **metrics,
+        }
         print_json({**result, "intervals": spans.to_dict(orient="records")})
         return
     _print(trace.name, chosen, frame, stats, metrics, spans)
@@ -214,7 +239,7 @@ def _print(
         for statistic in ("mean", "p50", "p95", "p99"):
             found = span.get((f"{measure}_s", statistic))
             cell = human.seconds(metrics[f"{measure}_{statistic}_s"])
-            if found is not None and found["half_width"] > 0:
+            if found is not None and found["half_width"] > 0 and found["value"] > 0:
                 cell += (
                     f" ±{human.percent(found['half_width'] / found['value'])}{' *' if found['note'] else ''}"
                 )
@@ -262,6 +287,24 @@ def _in_unit(key: str, value: float) -> str:
         return human.usd(value)
     shares = ("busy_fraction", "cache_hit_rate", "kv_occupancy", "mfu", "mbu")
     return human.percent(value, 1) if key in shares or key.endswith("_met") else human.count(value)
+
+
+def _refuse_together(option: str, value: object, others: dict[str, object]) -> None:
+    for name, other in others.items():
+        if value is not None and other is not None:
+            raise InputError(f"found {option} and {name}, allowed is one of them")
+
+
+def _check_targets(trace: Path, out: Path | None, timeline: Path | None) -> None:
+    """Refuse what can't be written, or would be written over what was read, before anything is simulated."""
+    taken = {trace.resolve(): "the trace"}
+    for option, path in (("--out", out), ("--timeline", timeline)):
+        if path is None:
+            continue
+        check_writable(path, option)
+        if path.resolve() in taken:
+            raise InputError(f"{option} {path}: is {taken[path.resolve()]} too, allowed: another file")
+        taken[path.resolve()] = option
 
 
 def _numbers(text: str) -> list[int]:

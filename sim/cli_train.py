@@ -45,7 +45,7 @@ def train(
     dtype: Annotated[str, typer.Option(help="Of the products: float32 or bfloat16.")] = "float32",
     library_mb: LibraryOption = 20.0,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
-    prompt: Annotated[str, typer.Option(help="What the trained model continues in the end.")] = "The ",
+    prompt: Annotated[str, typer.Option(help="What the trained model continues in the end.")] = "Return the",
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -75,7 +75,7 @@ def train(
         trained = run_training(
             texts or None, out, config, learnt, progress=report, resume=resume, library_mb=library_mb
         )
-        sample = sample_of(out, prompt, device)
+        sample = sample_of(out, prompt, device, seed)
     if as_json:
         print_json({**asdict(trained), "model": str(out), "sample": {"prompt": prompt, "text": sample}})
         return
@@ -84,14 +84,15 @@ def train(
     print(f'Model: {out}; serve it with LLM("{out}") in Python, measure it with `flywheel profile {out}`')
 
 
-def sample_of(folder: Path, prompt: str, device: str) -> str:
-    """Load what was saved with the engine that serves, and continue `prompt` by its likeliest tokens."""
+def sample_of(folder: Path, prompt: str, device: str, seed: int) -> str:
+    """Load what was saved with the engine that serves, and continue `prompt`; a seed gives the same words."""
     from engine import LLM, SamplingParams
 
     llm = LLM(str(folder), device=device)
     ids = list(llm.tokenizer(prompt)["input_ids"])[: llm.shape.max_context_tokens - 1]
     room = llm.shape.max_context_tokens - len(ids)
-    return llm.generate([ids], SamplingParams(max_tokens=min(SAMPLE_TOKENS, room), temperature=0.0))[0].text
+    params = SamplingParams(max_tokens=min(SAMPLE_TOKENS, room), temperature=0.7, seed=seed)
+    return llm.generate([ids], params)[0].text
 
 
 def rows_of(trained: Any) -> list[tuple[str, str]]:

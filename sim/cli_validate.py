@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
+from engine.files import check_writable
 from sim import human, paths
 from sim.terminal import JsonFlag, print_json, print_table, progress_bar
 
@@ -45,7 +46,7 @@ def serving(
     out: Annotated[Path, typer.Option(help="Folder for the runs and the comparison.")] = Path(
         "out/validation"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of arrivals, lengths and tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals, lengths and tokens.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Serve the same arrivals with the real engine and with the simulator, side by side."""
@@ -53,6 +54,7 @@ def serving(
     from sim.validate_serving import validate_serving
     from sim.validation import Lengths, parse_loads
 
+    check_writable(out / "comparison.csv")
     chosen = parse_loads(loads)
     prior = Profile.load(paths.resolve_profile(model, profile))
     with progress_bar("validate serving", redraws_per_s=0) as report:
@@ -123,6 +125,8 @@ def run(
     from sim.recorded import read_recorded
     from sim.validation import compare, predict
 
+    if calibrate:
+        check_writable(out)
     frame = read_recorded(recorded)
     prior = Profile.load(paths.resolve_profile(model, profile))
     config = prior.scheduler_config()
@@ -218,7 +222,7 @@ def _print_prediction(title: str, table: pd.DataFrame, prefix: str) -> None:
             f"{_quantity(name, found['low'])} – {_quantity(name, found['high'])}",
             human.percent(found["covered"]),
         )
-    Console(width=max(Console().width, 100)).print(shown)
+    Console(width=max(Console().width, 100), markup=False, emoji=False).print(shown)
 
 
 def _print_calibration(before: Profile, after: Profile, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import InputError
+from engine.files import check_writable
 from sim.cli_load import shares_of
 from sim.terminal import JsonFlag, print_json, print_table, progress_bar
 
@@ -31,6 +32,8 @@ def fit(
     from sim import trace_fit
     from sim.trace import read_trace_report
 
+    if out is not None:
+        check_writable(out)
     requests, report = read_trace_report(trace, skip_bad)
     with progress_bar(f"fit {trace.name}") as progress:
         fitted = trace_fit.fit(requests, trace.name, progress)
@@ -57,9 +60,9 @@ def generate(
     rate: Annotated[
         float | None, typer.Option(help="Requests per second (default: the trace's, or 1).")
     ] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
-    duration: Annotated[float | None, typer.Option(help="Or for how long [s].")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random streams.")] = 0,
+    requests: Annotated[int | None, typer.Option(min=1, max=100_000_000, help="How many.")] = None,
+    duration: Annotated[float | None, typer.Option(help="Or for how long, in seconds.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random streams.")] = 0,
     max_context_tokens: Annotated[
         int | None, typer.Option(help="Cut prompt and output together to this.")
     ] = None,
@@ -72,6 +75,7 @@ def generate(
     from sim.trace import write_trace
     from sim.workload import generate as draw
 
+    check_writable(out)
     if requests is None and duration is None:
         requests = 1000
     if Path(workload).suffix in (".yaml", ".yml", ".json"):

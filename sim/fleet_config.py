@@ -182,6 +182,22 @@ class Fleet(_Settings):
         return self
 
     @property
+    def max_context_tokens(self) -> int | None:
+        """The shortest context among the models of its kinds; None if no model is known."""
+        known = [kind.profile.model.max_context_tokens for kind in self.kinds if kind.profile is not None]
+        return min(known, default=None)
+
+    @property
+    def step_times_from(self) -> dict[str, str]:
+        """Where each kind's step times come from: a measured or a predicted profile, or a table."""
+        return {kind.name: "table" if kind.profile is None else kind.profile.kind for kind in self.kinds}
+
+    def longest_request_tokens(self, at_most: int | None = None) -> int:
+        """Prompt and output tokens that every kind has context and KV cache for, and `at_most` so many."""
+        limits = [self.max_context_tokens, at_most, *(kind.scheduler.cache_tokens for kind in self.kinds)]
+        return min(limit for limit in limits if limit is not None)
+
+    @property
     def is_disaggregated(self) -> bool:
         """Prompts and answers are computed by different replicas."""
         return self.kinds[0].role != "serve"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,9 +246,8 @@ def _numbered(
         return np.zeros(1, np.int64)
     requests["hashes"] = [len(prefix) for prefix in prefixes]
     requests["hash_start"][1:] = requests["hashes"].cumsum(dtype=np.int64)[:-1]
-    number: dict[Hashable, int] = {}
-    flat = (number.setdefault(content, len(number)) for content in chain.from_iterable(prefixes))
-    return np.fromiter(flat, np.int64)
+    number: dict[Hashable, int] = defaultdict(count().__next__)
+    return np.fromiter(map(number.__getitem__, chain.from_iterable(prefixes)), np.int64)
 
 
 def _copied(found: ctypes.c_void_p, count: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

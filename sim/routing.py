@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ def router(
         return lambda _row, among: least(outstanding, among[rng.integers(len(among), size=2)])
     if name == "prefix_aware" and prefixes:
         places: OrderedDict[Hashable, int] = OrderedDict()  # block content to the replica it was last sent to
+        forgets = len(set(chain.from_iterable(prefixes))) > _REMEMBERED_BLOCKS
 
         def with_prefix(row: int, among: Numbers) -> int:
             prefix = prefixes[row]
@@ -85,11 +87,12 @@ def router(
                     most = 8 + _MOST_AHEAD * outstanding[chosen] / weight(chosen)
                     if outstanding[matched] / weight(matched) <= most:
                         chosen = matched
-                for content in prefix:
-                    places[content] = chosen
-                    places.move_to_end(content)
-                while len(places) > _REMEMBERED_BLOCKS:
-                    places.popitem(last=False)
+                places.update(dict.fromkeys(prefix, chosen))
+                if forgets:  # else the order of use doesn't matter
+                    for content in prefix:
+                        places.move_to_end(content)
+                    while len(places) > _REMEMBERED_BLOCKS:
+                        places.popitem(last=False)
             return chosen
 
         return with_prefix
@@ -101,12 +104,9 @@ def _matched(prefix: Sequence[Hashable], places: dict[Hashable, int], among: Num
 
     Who was sent a block last was sent all before it; those may have gone elsewhere since, as system prompts do.
     """
+    known = list(map(places.get, prefix))
+    length = known.index(None) if None in known else len(known)
     serving = set(among.tolist())
-    place, length = None, 0
-    for position, content in enumerate(prefix):
-        there = places.get(content)
-        if there is None:
-            break
-        if there in serving:
-            place, length = there, position + 1
-    return place if length >= _LEAST_MATCH * len(prefix) else None
+    while length and known[length - 1] not in serving:
+        length -= 1
+    return known[length - 1] if length and length >= _LEAST_MATCH * len(prefix) else None

@@ -20,8 +20,9 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON
 
 def _console() -> Console:
     """Standard output; a file or a pipe has no width, so it gets one that tables fit in."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    # Names of files and classes are shown as they are: brackets are no markup, colons no emoji.
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(width=120, markup=False, emoji=False)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -75,7 +76,12 @@ def progress_bar(title: str, redraws_per_s: float = 10.0) -> Iterator[Callable[[
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(
         *columns, console=errors, transient=True, disable=not errors.is_terminal, auto_refresh=redraws_per_s > 0,
         refresh_per_second=redraws_per_s or 1.0,

@@ -232,7 +232,11 @@ def _hashes(checks: TraceChecks) -> list[Any]:
 
 def _keys_of(cell: str) -> list[Any]:
     words = cell.split()
-    return [int(word) for word in words] if all(word.isdecimal() for word in words) else words
+    return (
+        [int(word) for word in words]
+        if all(word.isdecimal() and len(word) <= 40 for word in words)
+        else words
+    )
 
 
 def _word(key: Any) -> int | str:

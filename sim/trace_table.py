@@ -56,7 +56,8 @@ def read_table(path: Path, known: Recognise, allowed: str) -> TraceTable:
         InputError: no such file, neither CSV nor JSONL, no known columns, or nothing below the header.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        found = "is a folder, allowed: a file" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {found}")
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:

@@ -130,9 +130,14 @@ def validate_serving(
         max_running_requests=limits.max_running_requests,
         max_step_tokens=limits.max_step_tokens,
     )
+    config, most = llm.config, llm.shape.max_context_tokens
+    for what, mean in (("prompt", lengths.prompt_tokens), ("output", lengths.output_tokens)):
+        if not mean <= most / 2:  # drawn lengths end there
+            raise InputError(
+                f"mean {what} length: found {mean:g} tokens, allowed are up to half of the model's context, {most // 2}"
+            )
     fill_cache(llm)
     warm_up(llm, seed)
-    config, most = llm.config, llm.shape.max_context_tokens
     rate = capacity(profile.coefficients, config, lengths, most)
     plan = _Plan(rate, loads, requests, runs, calibrate, report)
     calibrated: Profile | None = None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -146,6 +147,72 @@ def test_a_bad_trace_is_one_line(flywheel: Flywheel, tmp_path: Path) -> None:
     assert_refused(flywheel("replay", trace), "trace.csv", "3", "prompt_tokens")
     trace.write_text("when,prompt\n1,2\n")
     assert_refused(flywheel("replay", trace), "trace.csv", "arrived_s")
+
+
+def light_load(tmp_path: Path) -> Path:
+    """A trace in which half of the requests don't wait: the median of the queue times is 0 in most batches of it."""
+    random = np.random.default_rng(1)
+    arrivals = zip(random.exponential(2.0, 400).cumsum(), random.integers(10, 200, 400), strict=True)
+    rows = [f"{time_s:.4f},{prompt},30" for time_s, prompt in arrivals]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["arrived_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--fleet", "tenants", "--replicas", "3"), ["--fleet", "--replicas"]),
+        (("--fleet", "tenants", "--router", "round_robin"), ["--fleet", "--router"]),
+        (("--fleet", "tenants", "--step-times", "x.csv"), ["--fleet", "--step-times"]),
+        (("--step-times", "x.csv", "--profile", "x.json"), ["--step-times", "--profile"]),
+        (("--layers", "3"), ["--layers", "--step-times"]),
+        (("--timeline-replicas", "0"), ["--timeline-replicas", "--timeline"]),
+        (("--out", "each.csv", "--timeline", "t.json", "--timeline-replicas", "7"), ["replicas", "7"]),
+        (("--out", "each.csv", "--timeline", "each.csv"), ["each.csv", "another file"]),
+        (("--out", "trace.csv"), ["trace.csv", "the trace"]),
+        (("--out", "."), ["--out", "folder"]),
+        (("--out", "trace.csv/each.csv"), ["--out", "trace.csv", "folder"]),
+        (("--ttft-p95", "0"), ["ttft_p95_s", "above 0"]),
+        (("--replicas", "1000000"), ["--replicas", "100000"]),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_written(
+    flywheel: Flywheel, tmp_path: Path, words: tuple[str, ...], parts: list[str]
+) -> None:
+    trace = light_load(tmp_path)
+    content = trace.read_bytes()
+    assert_refused(flywheel("replay", "trace.csv", *words), *parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.csv"]
+    assert trace.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("capacity", "--met", "0.9", "--ttft", "1", "--percentile", "99"), ["--met", "--percentile"]),
+        (("capacity", "--ttft", "1", "--max-context-tokens", "0"), ["--max-context-tokens"]),
+        (("capacity", "--objective", "chat:ttft=1", "--objective", "chat:ttft=2"), ["chat", "twice"]),
+        (("capacity", "--traffic", "chat=0.5,chat=0.2", "--ttft", "1"), ["chat", "twice"]),
+        (("capacity", "--ttft", "1", "--seed", "-1"), ["--seed"]),
+        (("capacity", "--ttft", "1", "--out", "."), ["--out", "folder"]),
+        (("generate", "chat", "--duration", "1e18"), ["duration_s", "1e+08"]),
+        (("generate", "chat", "--out", "."), ["--out", "folder"]),
+    ],
+)
+def test_wrong_questions_of_load_are_one_line(
+    flywheel: Flywheel, tmp_path: Path, words: tuple[str, ...], parts: list[str]
+) -> None:
+    assert_refused(flywheel(*words), *parts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_light_load_and_a_name_in_brackets_are_printed(flywheel: Flywheel, tmp_path: Path) -> None:
+    light_load(tmp_path).rename(tmp_path / "[bold]:smile:.csv")
+    status, out, err = flywheel("replay", "[bold]:smile:.csv", "--out", "deep/each.csv")
+    assert status == 0, err
+    assert "[bold]:smile:.csv" in out
+    assert (tmp_path / "deep" / "each.csv").is_file()
 
 
 def test_wrong_words_are_one_line(flywheel: Flywheel) -> None:

@@ -98,11 +98,13 @@ def test_every_shipped_scenario_tells_its_months(name: str) -> None:
     assert len(result.monthly) == result.scenario.horizon_months
     assert result.monthly["month"].iloc[[0, 12]].tolist() == ["2026-01", "2027-01"]
     assert result.headline["cash_out_month"] == "never", "a shipped story is funded to its end"
-    assert result.headline["breakeven_month"] != "never"
+    if not result.scenario.loop.cut:  # that story is what the company loses with its loop
+        assert result.headline["breakeven_month"] != "never"
     assert result.monthly["net_income_usd"].iloc[1] < 0, "losses first"
-    assert result.headline["releases"] >= 3
+    trains = bool(result.scenario.data.sources)  # a host and a reseller serve what others made
+    assert result.headline["releases"] >= 3 if trains else result.headline["releases"] == 0
     assert len(result.daily_fleet) == 24 * len(result.monthly)
-    assert set(result.events["stage"]) >= {"training", "deployment"}
+    assert set(result.events["stage"]) >= ({"training", "deployment"} if trains else {"deployment"})
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -342,7 +342,7 @@ def test_words_of_the_command_line() -> None:
         ("chat ttft_p99_s", 2.0),
         ("chat tpot_p99_s", 0.1),
     ]
-    (share,) = cli_load.goal(1.0, 0.1, None, None, "95", 0.9, LOAD)
+    (share,) = cli_load.goal(1.0, 0.1, None, None, None, 0.9, LOAD)
     assert share == MetShare(0.9, Objective(1.0, 0.1))
     assert cli_load.shares_of("chat=0.7,code=0.3") == {"chat": 0.7, "code": 0.3}
     assert cli_load.prices(["H100 SXM=2.5"]) == {"H100 SXM": 2.5}

@@ -37,7 +37,7 @@ TINY = LoopConfig(
     epochs=1.0,
     held_out_users=4,
     vocab_size=300,
-    usage=Usage(users=6, requests_per_user=4, prompt_characters=120, output_tokens=4),
+    usage=Usage(users=6, requests_per_user=10, prompt_characters=120, output_tokens=4),
 )
 
 

@@ -78,15 +78,15 @@ def test_a_branch_leaves_the_trunk_alone(data: PreparedData) -> None:
 
 def test_the_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     inside = {"E": 0, "alpha": 0, "beta": 0, "loss": 0}
-    for seed in range(20):
+    for seed in range(10):
         points = noisy_points(seed)
-        law = with_draws(fit(points), points, draws=60, seed=seed)
+        law = with_draws(fit(points), points, draws=50, seed=seed)
         for name, (low, high) in intervals(law).items():
             if name in inside:
                 inside[name] += low <= getattr(TRUTH, name) <= high
         low, high = loss_interval(2e6, 4e6, law)
         inside["loss"] += low <= loss(2e6, 4e6, TRUTH) <= high
-    assert all(count >= 12 for count in inside.values()), inside  # 18 of 20 are expected
+    assert all(count >= 6 for count in inside.values()), inside  # 9 of 10 are expected
 
 
 def test_the_covariance_is_that_of_the_draws() -> None:

@@ -132,7 +132,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
 
 
 @needs_compiler
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(requests(), fleets())
 def test_compiled_equals_readable(frame: pd.DataFrame, fleet: Fleet) -> None:
     fast, fast_stats = replay_fleet(frame, fleet, record_steps=True)

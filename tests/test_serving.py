@@ -115,7 +115,7 @@ def frame_of(workload: list[tuple[float, int, int, int]], scale: float) -> pd.Da
     return pd.DataFrame(rows, columns=["arrived_s", "prompt_tokens", "output_tokens", "prefix_hashes"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(WORKLOADS, CONFIGS, st.booleans())
 def test_jumping_equals_stepping(
     workload: list[tuple[float, int, int, int]], config: SchedulerConfig, closed_form: bool
