@@ -26,7 +26,7 @@ app: $(VENV)/installed
 	$(BIN)/flywheel app
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-all: lint
 	$(BIN)/pytest -m "not gpu"

@@ -20,9 +20,9 @@ from engine.step_time import RooflineStepTime, Uncertainty, basis
 
 Step = tuple[Sequence[tuple[int, int]], Sequence[int]]  # prefill [(chunk, context)], decode contexts
 
-# The step from one row to two is its own regime (a matrix-vector product becomes a matrix product), and the small
-# batches of a replica at low load differ most; from there on four times the batch changes the regime.
-_KNOTS = (1, 2, 4, 8, *(4**power for power in range(2, 12)))
+# The step from one row to two is its own regime (a matrix-vector product becomes a matrix product); from there on
+# four times the batch changes it.
+_KNOTS = (1, 2, *(4**power for power in range(1, 12)))
 _ROUNDS = 8
 _HUBER = 1.5  # in robust standard deviations
 

@@ -86,7 +86,9 @@ class World:
     demand_rps: float = 0.0  # mean of the current month, from the market to the fleet
     requests_by_plan: dict[str, float] = field(default_factory=dict)  # asked this month, from the market
     spare: Spare = field(default_factory=Spare)  # from the fleet to data and training
-    scarcity: FloatArray | None = None  # 1 in months of a shortage of accelerators [months]; None: no such scenario
+    scarcity: FloatArray | None = (
+        None  # 1 in months of a shortage of accelerators [months]; None: no such scenario
+    )
     service: Service = field(default_factory=Service)  # of the current month, from the fleet to the market
     records: dict[str, FloatArray] = field(default_factory=dict)
     fleet_by_hour: list[FloatArray] = field(default_factory=list)  # per month [24, 5], see FLEET_COLUMNS

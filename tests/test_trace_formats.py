@@ -196,7 +196,7 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, name: str, parts: list[s
     message = str(refusal.value)
     assert all(part in message for part in [name, *parts]), message
     assert "\n" not in message
-    assert len(message) < 400
+    assert len(message.replace(str(tmp_path), "")) < 400
 
 
 def test_the_first_bad_line_is_named_whatever_is_wrong_with_it(tmp_path: Path) -> None:

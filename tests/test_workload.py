@@ -286,7 +286,7 @@ def test_a_bad_trace_is_refused_by_file_and_line(tmp_path: Path, text: str, part
 def test_a_missing_folder_or_binary_trace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.csv"):
         read_trace(tmp_path / "nowhere.csv")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="is a folder"):
         read_trace(tmp_path)
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(InputError, match="not a CSV file"):
