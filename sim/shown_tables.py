@@ -43,7 +43,7 @@ def shown_tables(result: Result) -> dict[str, pd.DataFrame]:
         index="cause", columns="year", values="cost_usd", aggfunc="sum", sort=False
     )
     by_year.index = pd.Index([str(cause).replace("_", " ").capitalize() for cause in by_year.index])
-    rounds = result.cap_table
+    rounds = result.cap_table.dropna(subset=["post_money_usd"])  # without a price nobody knows the shares
     tables = {
         "Unit economics by plan, last 12 months": _lines(plans, plans["plan"], _UNIT_ECONOMICS),
         "Cost of goods by cause": by_year.map(human.usd),
