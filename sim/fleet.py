@@ -33,7 +33,6 @@ from sim.replica import ReferenceReplicas
 from sim.replica_tables import REQUEST
 from sim.routing import router
 
-STATUSES = ("finished", "timed_out", "rejected", "lost")
 _FINISHED, _TIMED_OUT, _REJECTED, _LOST, _OPEN = range(5)
 STREAMS = ("routing", "failures")  # the order is part of what a seed means: append only
 

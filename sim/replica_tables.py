@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-OUTSIDE, WAITING, RUNNING, FINISHED = range(4)
+STATUSES = ("finished", "timed_out", "rejected", "lost")  # how a request ends, as its client sees it
 
 REQUEST = np.dtype(
     [

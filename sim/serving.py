@@ -19,8 +19,9 @@ from pydantic import ValidationError
 from engine.errors import InputError
 from engine.scheduler import SchedulerConfig
 from engine.step_time import StepTimeModel
-from sim.fleet import STATUSES, FleetRun
+from sim.fleet import FleetRun
 from sim.fleet_config import ROUTERS, Fleet, ReplicaKind
+from sim.replica_tables import STATUSES
 from sim.serving_metrics import LatencyObjective, latencies, littles_law_error, summary
 from sim.trace import check_requests
 

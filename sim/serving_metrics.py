@@ -28,10 +28,10 @@ from engine.errors import InputError
 from engine.profile import Profile
 from sim.batch_means import BATCHES, batch_means
 from sim.efficiency import Work, hardware_use
+from sim.replica_tables import STATUSES
 
 PERCENTILES = (50, 95, 99)
 MEASURES = ("ttft", "tpot", "e2e", "queue")
-STATUSES = ("finished", "timed_out", "rejected", "lost")
 
 
 class LatencyObjective(Protocol):

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_replicas import TIMES, fleets, requests
 
-from sim.fleet import STATUSES, FleetRun
+from sim.fleet import FleetRun
 from sim.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
+from sim.replica_tables import STATUSES
 from sim.requests_frame import check_requests
 from sim.serving import littles_law_error, replay_fleet
 
