@@ -21,7 +21,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,13 @@ class CapacitySurface:
         100 times: beyond saturation a queue grows without end, so whoever asks there must refuse requests.
         """
         rates = np.asarray(rate_rps, dtype=np.float64)
-        known = self.table["rate_rps"].to_numpy()
+        known = self._columns["rate_rps"]
         from_zero = np.concatenate([[0.0], known])
         result = {
-            name: np.interp(rates, from_zero, np.concatenate([[0.0], self.table[name].to_numpy()]))
+            name: np.interp(rates, from_zero, np.concatenate([[0.0], column]))
             if name in _WORK
-            else np.interp(rates, known, self.table[name].to_numpy())
-            for name in self.table.columns
+            else np.interp(rates, known, column)
+            for name, column in self._columns.items()
             if name not in ("rate_rps", "load")
         }
         highest = min(known[-1] / self.saturation_rps, 0.99)
@@ -102,6 +103,11 @@ class CapacitySurface:
             result["busy_fraction"],
         )
         return {"rate_rps": rates, "load": rates / self.saturation_rps, **result}
+
+    @cached_property
+    def _columns(self) -> dict[str, NDArray[np.float64]]:
+        """The table's columns as arrays: months ask for them by the hundred."""
+        return {str(name): self.table[name].to_numpy() for name in self.table.columns}
 
     def capacity_at(self, slowdown: float) -> float:
         """The highest rate if every step took `slowdown` times as long; 0 if not even an idle fleet keeps the goal.
@@ -303,7 +309,8 @@ def _kind_content(kind: ReplicaKind) -> dict[str, Any] | None:
 
 
 def _as_json(surface: CapacitySurface) -> str:
-    content = {**vars(surface), "table": surface.table.to_dict(orient="list")}
+    content = {part.name: getattr(surface, part.name) for part in fields(surface)}
+    content["table"] = surface.table.to_dict(orient="list")
     return json.dumps(content, indent=1, allow_nan=False)
 
 

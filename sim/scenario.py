@@ -1,6 +1,7 @@
 """A scenario: one company in one YAML file; loaded, checked, changed by dotted key, saved with its comments.
 
-Every mistake is one line that names the file, the line, the key, what was found and what is allowed.
+A number may be a distribution (`sim.study.distributions`): `uncertain` holds it, and the value is its median. Every
+mistake is one line that names the file, the line, the key, what was found and what is allowed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from sim import paths
 from sim.scenario_checks import inconsistency
 from sim.scenario_help import commented_yaml, explain, line_of
 from sim.schema import ScenarioFields
+from sim.study.distributions import Distribution
+from sim.study.uncertain import distributions_in, range_problem, uncertainty_problem
 from sim.yaml_file import plain_values, read_mapping, round_trip_yaml
 
 
@@ -30,6 +33,12 @@ class Scenario(ScenarioFields):
 
     _document: CommentedMap | None = PrivateAttr(default=None)  # the YAML with its comments
     _file: str = PrivateAttr(default="scenario")
+    _uncertain: dict[str, Distribution] = PrivateAttr(default_factory=dict)
+
+    @property
+    def uncertain(self) -> dict[str, Distribution]:
+        """{dotted key: distribution} of every value that is not known exactly, in the order of the file."""
+        return dict(self._uncertain)
 
     @classmethod
     def load(cls, path: str | Path) -> Scenario:
@@ -41,7 +50,8 @@ class Scenario(ScenarioFields):
         """
         file = _find(path)
         document = read_mapping(file, "the keys of a scenario (see `flywheel run --help`)")
-        return cls.parse(plain_values(document, str(path)), file=str(path), document=document)
+        values = plain_values(document, str(path))
+        return cls._parse(values, str(path), document, folder=file.parent)
 
     @classmethod
     def parse(
@@ -52,6 +62,43 @@ class Scenario(ScenarioFields):
         Raises:
             InputError: a wrong key or value.
         """
+        return cls._parse(values, file, document)
+
+    @classmethod
+    def _parse(
+        cls,
+        values: Mapping[str, Any],
+        file: str,
+        document: CommentedMap | None,
+        *,
+        folder: Path | None = None,
+        known: Mapping[str, Distribution] | None = None,
+    ) -> Scenario:
+        """`folder`: of files that distributions name. `known`: checked before, their medians stand in the values."""
+
+        def refuse(key: str, message: str) -> InputError:
+            return InputError(f"{file}: {_line(document, key)}{key}: {message}")
+
+        plain, found = distributions_in(values, cls, refuse, folder)
+        scenario = cls._checked(plain, file, document)
+        scenario._document = document
+        scenario._file = file
+        scenario._uncertain = {**(known or {}), **found}
+        for key, distribution in found.items():
+
+            def checked_with(value: float, key: str = key) -> object:
+                tree = copy.deepcopy(plain)
+                _set(tree, key, value, file)
+                return cls._checked(tree, file, document)
+
+            if problem := range_problem(distribution, checked_with):
+                raise refuse(key, problem)
+        if wrong := uncertainty_problem(scenario):
+            raise refuse(*wrong)
+        return scenario
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], file: str, document: CommentedMap | None) -> Scenario:
         try:
             scenario = cls.model_validate(dict(values))
         except ValidationError as error:
@@ -60,8 +107,6 @@ class Scenario(ScenarioFields):
         if problem:
             key, message = problem
             raise InputError(f"{file}: {_line(document, key)}{key}: {message}")
-        scenario._document = document
-        scenario._file = file
         return scenario
 
     def save(self, path: str | Path) -> None:
@@ -71,7 +116,8 @@ class Scenario(ScenarioFields):
     def to_yaml(self) -> str:
         """The scenario as YAML: as loaded and overridden; made in code, with each key's meaning beside it."""
         if self._document is None:
-            return commented_yaml(self) + "\n"
+            written = {key: distribution.text for key, distribution in self._uncertain.items()}
+            return commented_yaml(self, written=written) + "\n"
         stream = io.StringIO()
         round_trip_yaml().dump(self._document, stream)
         return stream.getvalue()
@@ -79,7 +125,8 @@ class Scenario(ScenarioFields):
     def override(self, changes: Mapping[str, Any]) -> Scenario:
         """A copy with some values changed, checked like a file: {"market.price_usd_per_mtok_output": 2.0}.
 
-        A source documented for a changed key no longer holds and is dropped.
+        A source documented for a changed key no longer holds and is dropped. A changed key is certain, unless its
+        new value is a distribution.
 
         Raises:
             InputError: unknown key (names the nearest one) or wrong value.
@@ -95,14 +142,26 @@ class Scenario(ScenarioFields):
                     del values["sources"][documented]
                     if document is not None and documented in (document.get("sources") or {}):
                         del document["sources"][documented]
+        known = {
+            key: distribution
+            for key, distribution in self._uncertain.items()
+            if not any(key == change or key.startswith(f"{change}.") for change in changes)
+        }
         # Lines of the file would mislead about a value that came from elsewhere.
-        changed = Scenario.parse(values, file=self._file)
+        changed = Scenario._parse(values, self._file, None, known=known)
         changed._document = document
         return changed
 
+    def plain(self) -> dict[str, Any]:
+        """All values, defaults included, as plain JSON values; distributions as they are written."""
+        values = self.model_dump(mode="json")
+        for key, distribution in self._uncertain.items():
+            _set(values, key, distribution.text, self._file)
+        return values
+
     def canonical_json(self) -> str:
-        """All values, defaults included, as JSON with sorted keys."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """`plain` as JSON with sorted keys."""
+        return json.dumps(self.plain(), sort_keys=True, separators=(",", ":"))
 
     @property
     def content_hash(self) -> str:

@@ -56,25 +56,38 @@ def field_at(schema: type[BaseModel], loc: Loc) -> FieldInfo | None:
     """The schema's field at a key path; for an entry of a mapping of sections, the mapping's own field."""
     field: FieldInfo | None = None
     owner: type[BaseModel] | None = schema
+    name_follows = False  # the next part names an entry, whatever fields are called
     for part in loc:
-        if owner is None:
+        if name_follows:
+            name_follows = False
+        elif owner is None:
             return field
-        if part in owner.model_fields:
+        elif part in owner.model_fields:
             field = owner.model_fields[part]
             owner = _section(field.annotation)
-        elif field is None or get_origin(field.annotation) not in (dict, list, tuple):
+            name_follows = owner is not None and get_origin(field.annotation) in (dict, list)
+        else:
             return None
     return field
 
 
 def leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
-    """(dotted key, value, field) of every single value of a scenario, in the order of the schema."""
+    """(dotted key, value, field) of every single value of a scenario, in the order of the schema.
+
+    Not of `uncertainty`, which holds no assumption about the company.
+    """
     for name, field in type(model).model_fields.items():
         yield from _leaves_of(f"{prefix}{name}", getattr(model, name), field)
 
 
-def commented_yaml(model: BaseModel, indent: str = "") -> str:
-    """YAML of a model, each key with its meaning and unit as a comment; features that are off are left out."""
+def commented_yaml(
+    model: BaseModel, indent: str = "", written: Mapping[str, str] | None = None, prefix: str = ""
+) -> str:
+    """YAML of a model, each key with its meaning and unit as a comment; features that are off are left out.
+
+    `written`: {dotted key: text} of values that are written otherwise than as their number (distributions).
+    """
+    written = written or {}
     lines = []
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
@@ -86,18 +99,21 @@ def commented_yaml(model: BaseModel, indent: str = "") -> str:
         if source:
             comment += f"; {', '.join(part for part in source if part)}"
         if isinstance(value, BaseModel):
-            inner = commented_yaml(value, indent + "  ")
+            inner = commented_yaml(value, indent + "  ", written, f"{prefix}{name}.")
             if inner:
                 lines += ["", f"{indent}{comment}", f"{indent}{name}:", inner]
         elif isinstance(value, dict) and value:
             lines += [f"{indent}{comment}", f"{indent}{name}:"]
             for key, entry in value.items():
                 if isinstance(entry, BaseModel):
-                    lines += [f"{indent}  {key}:", commented_yaml(entry, indent + "    ")]
+                    deeper = f"{prefix}{name}.{key}."
+                    lines += [f"{indent}  {key}:", commented_yaml(entry, indent + "    ", written, deeper)]
                 else:
-                    lines.append(f"{f'{indent}  {key}: {_scalar(entry)}':<46} # [{unit}]")
+                    text = written.get(f"{prefix}{name}.{key}") or _scalar(entry)
+                    lines.append(f"{f'{indent}  {key}: {text}':<46} # [{unit}]")
         else:
-            lines.append(f"{f'{indent}{name}: {_scalar(value)}':<46} {comment}")
+            text = written.get(f"{prefix}{name}") or _scalar(value)
+            lines.append(f"{f'{indent}{name}: {text}':<46} {comment}")
     return "\n".join(lines)
 
 
@@ -124,6 +140,8 @@ def source_of(field: FieldInfo, value: Any) -> tuple[str, str] | None:
 
 
 def _leaves_of(key: str, value: Any, field: FieldInfo) -> Iterator[tuple[str, Any, FieldInfo]]:
+    if key == "uncertainty":
+        return
     if isinstance(value, BaseModel):
         yield from leaves(value, f"{key}.")
     elif isinstance(value, dict):
@@ -143,6 +161,9 @@ def _scalar(value: Any) -> str:
         return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     if isinstance(value, dict):
         return "{}"
+    if isinstance(value, list):
+        plain = [entry.model_dump() if isinstance(entry, BaseModel) else entry for entry in value]
+        return json.dumps(plain, ensure_ascii=False)
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -194,6 +215,8 @@ def _allowed(field: FieldInfo) -> str:
         if any(getattr(rule, "min_length", 0) for rule in field.metadata):
             words += ", at least one"
         return f"{words} ({field.description})"
+    if get_origin(annotation) is list:
+        return f"a list of {'sections' if _section(annotation) else unit_of(field)} ({field.description})"
     if _section(annotation) is not None:
         return f"a section of keys ({field.description})"
     if all(isinstance(kind, str) for kind in kinds):

@@ -14,6 +14,7 @@ from sim.schema.market import CacheDiscount, Competitor, Market, Segment, Terms
 from sim.schema.people import Location, Role
 from sim.schema.plan import Contract, FineTuning, Plan, Seats, Trial
 from sim.schema.training import Training
+from sim.schema.uncertainty import Correlation, Uncertainty
 
 __all__ = [
     "BESIROGLU",
@@ -21,6 +22,7 @@ __all__ = [
     "CacheDiscount",
     "Competitor",
     "Contract",
+    "Correlation",
     "Data",
     "DataSource",
     "Deployment",
@@ -43,6 +45,7 @@ __all__ = [
     "Terms",
     "Training",
     "Trial",
+    "Uncertainty",
     "fraction",
     "option",
     "quantity",
@@ -64,6 +67,9 @@ class ScenarioFields(Section):
     market: Market = Field(description="stage 4: customers and prices")
     finance: Finance = Field(default_factory=Finance, description="people, terms, funding")
     loop: Loop = Field(default_factory=Loop, description="usage that flows back into training")
+    uncertainty: Uncertainty = Field(
+        default_factory=Uncertainty, description="for studies: what moves together, what is aimed at"
+    )
     sources: dict[str, str] = Field(
         default_factory=dict,
         description='where values come from: {dotted key: "source, date"}',

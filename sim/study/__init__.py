@@ -1,0 +1,1 @@
+"""Studies: many runs of a company, for distributions, causes and best choices."""
