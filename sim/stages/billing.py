@@ -16,10 +16,18 @@ from sim.ledger import MICRO_PER_USD, micro, whole_micro
 from sim.schema.market import MAIN_SEGMENT
 from sim.stages import contracts
 from sim.stages.payments import buy, collect, terms_of
-from sim.stages.plans import Cohorts, FloatArray, PlanBook, price_factor, seats, usd_per_request
+from sim.stages.plans import (
+    Cohorts,
+    FloatArray,
+    PlanBook,
+    beyond_included,
+    price_factor,
+    seats,
+    usd_per_request,
+)
 
 if TYPE_CHECKING:
-    from sim.schema import Plan, Segment, Terms
+    from sim.schema import Plan, Terms
     from sim.stages.competition import Offer
     from sim.stages.segments import Customers
     from sim.world import World
@@ -68,7 +76,8 @@ def invoice(world: World, customers: Customers, book: PlanBook, requests: FloatA
             segment, world.surface.prompt_tokens_mean, world.surface.output_tokens_mean
         )
         each_usd *= segment.request_size * price_factor(segment, offer.price_usd_per_mtok)
-        share = _beyond_included(world, segment, plan, count, requests[cohorts])
+        size = (world.surface.prompt_tokens_mean + world.surface.output_tokens_mean) * segment.request_size
+        share = beyond_included(plan, count, requests[cohorts] * size)
         earned["revenue_tokens"] = whole_micro(requests[cohorts] * share * each_usd)
     if book.joined and plan.onboarding_fee_usd > 0:
         earned["revenue_services"][-1] += micro(book.joined * plan.onboarding_fee_usd)
@@ -108,19 +117,6 @@ def _earned(plan: Plan, month: int, cohorts: Cohorts, count: Cohorts) -> dict[st
     return earned
 
 
-def _beyond_included(
-    world: World, segment: Segment, plan: Plan, count: Cohorts, requests: FloatArray
-) -> FloatArray:
-    """Part of each cohort's usage that the fee doesn't cover."""
-    if plan.included_tokens_per_month == 0:
-        return np.ones(len(count))
-    surface = world.surface
-    size = (surface.prompt_tokens_mean + surface.output_tokens_mean) * segment.request_size
-    used = requests * size
-    covered = count * plan.included_tokens_per_month
-    return np.asarray(np.maximum(0.0, 1 - covered / np.maximum(used, 1e-300)))
-
-
 def _top_up(
     plan: Plan, month: int, cohorts: Cohorts, count: Cohorts, earned: dict[str, Cohorts], ahead: Cohorts
 ) -> Cohorts:
@@ -128,8 +124,8 @@ def _top_up(
     if plan.contract is None:
         return np.zeros(len(cohorts), dtype=np.int64)
     used = earned["revenue_licences" if plan.on_premise else "revenue_seats"] + earned["revenue_tokens"]
-    least = np.maximum(contracts.committed_micro(plan, month, cohorts, count), ahead)
-    earned["revenue_commitments"] = np.maximum(0, least - used)
+    least = contracts.committed_micro(plan, month, cohorts, count)
+    earned["revenue_commitments"] = contracts.commitment_micro(least, ahead, used)
     return ahead
 
 

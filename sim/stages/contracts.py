@@ -32,9 +32,18 @@ def term_ends(contract: Contract, month: int, cohorts: Cohorts) -> NDArray[np.bo
 
 def committed_micro(plan: Plan, month: int, cohorts: Cohorts, count: Cohorts) -> Cohorts:
     """What cohorts of `count` customers have to pay this month whatever they use, in micro-dollars."""
+    return least_micro(plan, plan.monthly_fee_usd * seats(plan, month, cohorts), count)
+
+
+def least_micro(plan: Plan, fee_usd: FloatArray, count: Cohorts) -> Cohorts:
+    """The same of `count` customers each, whose fee comes to `fee_usd` each."""
     assert plan.contract is not None
-    fees: FloatArray = plan.monthly_fee_usd * seats(plan, month, cohorts)
-    return whole_micro(count * np.maximum(fees, plan.contract.minimum_usd_per_month))
+    return whole_micro(count * np.maximum(fee_usd, plan.contract.minimum_usd_per_month))
+
+
+def commitment_micro(least: Cohorts, ahead: Cohorts, used: Cohorts) -> Cohorts:
+    """What is owed beyond fees and usage, so that a month comes to its least and to what was paid ahead for it."""
+    return np.maximum(0, np.maximum(least, ahead) - used)
 
 
 def to_invoice_ahead(book: PlanBook, month: int) -> Cohorts:

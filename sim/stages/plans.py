@@ -94,6 +94,21 @@ def blended_price(segment: Segment, prompt_tokens: float, output_tokens: float) 
     return cost / (prompt_tokens + output_tokens)
 
 
+def prompt_price(segment: Segment, cached_share: float) -> float:
+    """USD per million prompt tokens, of which the prefix cache held this share, at the start."""
+    if segment.cache_discount is None:
+        return segment.price_usd_per_mtok_prompt
+    return segment.price_usd_per_mtok_prompt * (1 - cached_share * segment.cache_discount.discount)
+
+
+def beyond_included(plan: Plan, count: Cohorts, used_tokens: FloatArray) -> FloatArray:
+    """Part of the usage of each group of `count` customers that the fee doesn't cover."""
+    if plan.included_tokens_per_month == 0:
+        return np.ones(len(count))
+    covered = count * plan.included_tokens_per_month
+    return np.asarray(np.maximum(0.0, 1 - covered / np.maximum(used_tokens, 1e-300)))
+
+
 def price_factor(segment: Segment, reference: float) -> float:
     """Own token prices over those at the start, when they follow the reference price."""
     if segment.price_follows_reference == 0:
@@ -122,10 +137,11 @@ def seats(plan: Plan, month: int, cohorts: Cohorts) -> FloatArray:
 
 
 def _usd_per_million_requests(segment: Segment, prompt_tokens: float, output_tokens: float) -> float:
-    prompt_price = segment.price_usd_per_mtok_prompt
-    if segment.cache_discount is not None:
-        prompt_price *= 1 - segment.cache_discount.cached_prompt_share * segment.cache_discount.discount
-    return prompt_price * prompt_tokens + segment.price_usd_per_mtok_output * output_tokens
+    cached_share = segment.cache_discount.cached_prompt_share if segment.cache_discount is not None else 0.0
+    return (
+        prompt_price(segment, cached_share) * prompt_tokens
+        + segment.price_usd_per_mtok_output * output_tokens
+    )
 
 
 def _shares_sales(plan: Plan) -> bool:
