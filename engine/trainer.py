@@ -14,7 +14,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from engine.standard_library import MAX_MB, standard_library
 from engine.train_config import TrainConfig, TrainReport
 
 DEFAULT_TOKENIZER = "smollm2-135m"
+OnStep = Callable[[int, float | None, float | None], None]  # step, its loss, validation loss after it
 
 
 @dataclass
@@ -68,6 +69,7 @@ def run_training(
     *,
     resume: bool = False,
     library_mb: float = MAX_MB,
+    on_step: OnStep | None = None,
 ) -> TrainReport:
     """Texts in, model out: read, prepare, train, evaluate; write model, tokenizer and `report.json`.
 
@@ -80,6 +82,8 @@ def run_training(
         progress: called with the fraction done and what is being done.
         resume: continue from the last checkpoint in `out_dir`, if there is one.
         library_mb: million characters of the standard library at most, where that is the text.
+        on_step: told each step's number, its loss, and the validation loss where it was measured (at step 0 too,
+            which has no other).
 
     Raises:
         InputError: bad texts, a bad configuration, or a checkpoint of another run.
@@ -96,7 +100,9 @@ def run_training(
         progress=part(progress, 0.0, 0.1),
     )
     model = new_model(config, data)
-    report = train(config, data, part(progress, 0.1, 1.0), out_dir=out_dir, model=model, resume=resume)
+    report = train(
+        config, data, part(progress, 0.1, 1.0), out_dir=out_dir, model=model, resume=resume, on_step=on_step
+    )
     save_model(out_dir, model, tokenizer)
     report.save(out_dir / "report.json")
     return report
@@ -110,6 +116,7 @@ def train(
     out_dir: str | Path | None = None,
     model: Any = None,
     resume: bool = False,
+    on_step: OnStep | None = None,
 ) -> TrainReport:
     """Train on `data.train`, validate on `data.validation`.
 
@@ -121,6 +128,7 @@ def train(
         model: a causal language model of transformers to train in place; one after `config` when None.
         resume: continue from the last checkpoint in `out_dir`. The losses are then those of a run that was
             never interrupted.
+        on_step: as for `run_training`.
 
     Raises:
         InputError: the model lacks tokens of the data, the loss is no longer a number, or the checkpoint is
@@ -135,9 +143,8 @@ def train(
             raise InputError(
                 f"training: the tokenizer has {data.vocab_size} tokens, the model {model.config.vocab_size}"
             )
-        return _train(
-            config, data, progress, model, Path(out_dir) / "checkpoints" if out_dir else None, resume
-        )
+        folder = Path(out_dir) / "checkpoints" if out_dir else None
+        return _train(config, data, progress, model, folder, resume, on_step or (lambda *_: None))
 
 
 def _train(
@@ -147,6 +154,7 @@ def _train(
     model: Any,
     folder: Path | None,
     resume: bool,
+    on_step: OnStep,
 ) -> TrainReport:
     optimizer = new_optimizer(model, config)
     fingerprint = _fingerprint(config, data)
@@ -162,6 +170,7 @@ def _train(
     reset_peak_memory(torch.device(config.device))
     if not state.validation_losses:
         state.validation_losses.append((0, evaluate(model, validation, config)))
+        on_step(0, None, state.validation_losses[0][1])
     first, stopped_early = state.step + 1, False
     for step in range(first, config.steps + 1):
         begun = time.perf_counter()
@@ -180,6 +189,8 @@ def _train(
                 best_weights = {name: value.detach().clone() for name, value in model.named_parameters()}
             since_best = sum(done > state.best[0] for done, _ in state.validation_losses)
             stopped_early = config.patience is not None and since_best >= config.patience
+        measured_at, measured = state.validation_losses[-1]
+        on_step(step, loss, measured if measured_at == step else None)
         state.wall_s = time.perf_counter() - started
         if (
             folder

@@ -14,40 +14,34 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sim import human
+from sim.language import tr
 from sim.theme import Theme, layout, palette
 
 if TYPE_CHECKING:
     from sim.company import Result
-
-MONTH_AXIS: dict[str, Any] = {
-    "title": {"text": "month"},
-    "type": "date",
-    "hoverformat": "%B %Y",
-    "showgrid": False,
-}
-USD_PER_MONTH: dict[str, Any] = {
-    "title": {"text": "USD per month"},
-    "tickprefix": "$",
-    "exponentformat": "B",
-    "minexponent": 2,
-}
 
 
 def revenue_and_compute(result: Result, theme: Theme = "light") -> go.Figure:
     """Revenue against what compute costs, month by month."""
     colours, table = palette(theme), result.monthly
     share = result.headline["compute_share_of_revenue"]
-    title = f"Compute takes {human.percent(share)} of revenue over the run"
+    title = tr("Compute takes {share} of revenue over the run", share=human.percent(share))
     if float(table["revenue_usd"].sum()) <= 0:
-        title = "No revenue in this run"
+        title = tr("No revenue in this run")
     traces = [
-        bars(table, "compute_serving_usd", "serving compute", colours.serving, human.usd),
-        bars(table, "compute_training_usd", "training compute", colours.training, human.usd),
-        line(table, "revenue_usd", "revenue", colours.revenue, human.usd),
+        bars(table, "compute_serving_usd", tr("serving compute"), colours.serving, human.usd),
+        bars(table, "compute_training_usd", tr("training compute"), colours.training, human.usd),
+        line(table, "revenue_usd", tr("revenue"), colours.revenue, human.usd),
     ]
     return go.Figure(
         traces,
-        layout(title, "USD per month, simulated", colours, xaxis=MONTH_AXIS, yaxis=USD_PER_MONTH),
+        layout(
+            title,
+            tr("USD per month, simulated"),
+            colours,
+            xaxis=month_axis(),
+            yaxis=usd_axis(tr("USD per month")),
+        ),
     )
 
 
@@ -55,20 +49,20 @@ def gross_margin(result: Result, theme: Theme = "light") -> go.Figure:
     """Gross margin by month."""
     colours, table = palette(theme), result.monthly
     last = result.headline["gross_margin_last12"]
-    title = f"Gross margin is {human.percent(last)} over the last 12 months"
+    title = tr("Gross margin is {margin} over the last 12 months", margin=human.percent(last))
     low = float(np.nanmin(np.append(table["gross_margin"].to_numpy(), 0.0)))
     axis = {
-        "title": {"text": "fraction of revenue"},
+        "title": {"text": tr("fraction of revenue")},
         "tickformat": ".0%",
         "range": [max(low, -2.0) * 1.05, 1.02],
     }
     return go.Figure(
-        [line(table, "gross_margin", "gross margin", colours.revenue, lambda v: human.percent(v, 1))],
+        [line(table, "gross_margin", tr("gross margin"), colours.revenue, lambda v: human.percent(v, 1))],
         layout(
             title,
-            "(Revenue − cost of goods sold) / revenue; serving is cost of goods, training is not",
+            tr("(Revenue − cost of goods sold) / revenue; serving is cost of goods, training is not"),
             colours,
-            xaxis=MONTH_AXIS,
+            xaxis=month_axis(),
             yaxis=axis,
             showlegend=False,
         ),
@@ -80,52 +74,64 @@ def cash(result: Result, theme: Theme = "light") -> go.Figure:
     colours, table = palette(theme), result.monthly
     out, even = result.headline["cash_out_month"], result.headline["breakeven_month"]
     if out != "never":
-        title = f"Cash runs out in {out}"
+        title = tr("Cash runs out in {month}", month=out)
     else:
-        title = f"Cash never runs out; the lowest point is {human.usd(result.headline['cash_usd_min'])}"
-    title += f", break-even in {even}" if even != "never" else ", no break-even in this run"
+        lowest = human.usd(result.headline["cash_usd_min"])
+        title = tr("Cash never runs out; the lowest point is {lowest}", lowest=lowest)
+    title += (
+        tr(", break-even in {month}", month=even) if even != "never" else tr(", no break-even in this run")
+    )
     runway = [human.months(value) for value in table["runway_months"]]
-    closing = line(table, "cash_usd", "cash", colours.cash, human.usd)
+    closing = line(table, "cash_usd", tr("cash"), colours.cash, human.usd)
     closing.customdata = [
-        f"{human.usd(value)} (runway: {text})" for value, text in zip(table["cash_usd"], runway, strict=True)
+        tr("{cash} (runway: {runway})", cash=human.usd(value), runway=text)
+        for value, text in zip(table["cash_usd"], runway, strict=True)
     ]
     figure = go.Figure(
-        [closing, bars(table, "net_burn_usd", "net burn in the month", colours.serving, human.usd)],
+        [closing, bars(table, "net_burn_usd", tr("net burn in the month"), colours.serving, human.usd)],
         layout(
             title,
-            "USD at month end, simulated; below the line a company is insolvent unless it raises money",
+            tr("USD at month end, simulated; below the line a company is insolvent unless it raises money"),
             colours,
-            xaxis=MONTH_AXIS,
-            yaxis={**USD_PER_MONTH, "title": {"text": "USD"}},
+            xaxis=month_axis(),
+            yaxis=usd_axis("USD"),
         ),
     )
     if out != "never":
         where = int((table["month"] == out).to_numpy().argmax())
-        mark(figure, str(out), float(table["cash_usd"].iloc[where]), f"cash out {out}", colours.loss)
+        mark(
+            figure,
+            str(out),
+            float(table["cash_usd"].iloc[where]),
+            tr("cash out {month}", month=out),
+            colours.loss,
+        )
     return figure
 
 
 def customers(result: Result, theme: Theme = "light") -> go.Figure:
     """Customers won and lost by month, and how many there are."""
     colours, table = palette(theme), result.monthly
-    lost = bars(table, "churned_customers", "churned", colours.serving, human.count)
+    lost = bars(table, "churned_customers", tr("churned"), colours.serving, human.count)
     lost.y = -table["churned_customers"].to_numpy()
-    title = (
-        f"{human.count(table['customers'].iloc[-1])} paying customers at the end, "
-        f"{human.count(table['new_customers'].sum())} won and {human.count(table['churned_customers'].sum())} lost"
+    title = tr(
+        "{customers} paying customers at the end, {won} won and {lost} lost",
+        customers=human.count(table["customers"].iloc[-1]),
+        won=human.count(table["new_customers"].sum()),
+        lost=human.count(table["churned_customers"].sum()),
     )
     return go.Figure(
         [
-            line(table, "customers", "paying customers", colours.revenue, human.count),
-            bars(table, "new_customers", "new", colours.cash, human.count),
+            line(table, "customers", tr("paying customers"), colours.revenue, human.count),
+            bars(table, "new_customers", tr("new"), colours.cash, human.count),
             lost,
         ],
         layout(
             title,
-            "Paying customers at month end; won and lost in the month, simulated",
+            tr("Paying customers at month end; won and lost in the month, simulated"),
             colours,
-            xaxis=MONTH_AXIS,
-            yaxis={"title": {"text": "customers"}, "exponentformat": "B"},
+            xaxis=month_axis(),
+            yaxis={"title": {"text": tr("customers")}, "exponentformat": "B"},
         ),
     )
 
@@ -134,29 +140,43 @@ def cost_and_price(result: Result, theme: Theme = "light") -> go.Figure:
     """What a million tokens cost to serve and what customers pay for them."""
     colours, table = palette(theme), result.monthly
     cost, price = table["serving_cost_usd_per_mtok"], table["price_usd_per_mtok"]
-    title = (
-        f"A million tokens cost {human.usd(cost.iloc[-1])} to serve "
-        f"and bring {human.usd(price.iloc[-1])} in the last month"
+    title = tr(
+        "A million tokens cost {cost} to serve and bring {price} in the last month",
+        cost=human.usd(cost.iloc[-1]),
+        price=human.usd(price.iloc[-1]),
     )
     return go.Figure(
         [
-            line(table, "price_usd_per_mtok", "revenue per million tokens", colours.revenue, human.usd),
+            line(table, "price_usd_per_mtok", tr("revenue per million tokens"), colours.revenue, human.usd),
             line(
                 table,
                 "serving_cost_usd_per_mtok",
-                "serving cost per million tokens",
+                tr("serving cost per million tokens"),
                 colours.serving,
                 human.usd,
             ),
         ],
         layout(
             title,
-            f"USD per million tokens, prompt and output together; speed {result.profile.kind}, demand simulated",
+            tr(
+                "USD per million tokens, prompt and output together; speed {kind}, demand simulated",
+                kind=tr(result.profile.kind),
+            ),
             colours,
-            xaxis=MONTH_AXIS,
-            yaxis={"title": {"text": "USD per million tokens"}, "tickprefix": "$", "rangemode": "tozero"},
+            xaxis=month_axis(),
+            yaxis={"title": {"text": tr("USD per million tokens")}, "tickprefix": "$", "rangemode": "tozero"},
         ),
     )
+
+
+def month_axis() -> dict[str, Any]:
+    """Axis of months."""
+    return {"title": {"text": tr("month")}, "type": "date", "hoverformat": "%B %Y", "showgrid": False}
+
+
+def usd_axis(title: str) -> dict[str, Any]:
+    """Axis of money."""
+    return {"title": {"text": title}, "tickprefix": "$", "exponentformat": "B", "minexponent": 2}
 
 
 def line(
@@ -201,7 +221,7 @@ def finite(values: Any) -> list[float | None]:
 
 def all_figures() -> dict[str, Callable[..., go.Figure]]:
     """{name: figure function} in the order of the report."""
-    from sim import figures_model
+    from sim import figures_finance, figures_loop, figures_model
 
     return {
         "revenue": revenue_and_compute,
@@ -209,10 +229,12 @@ def all_figures() -> dict[str, Callable[..., go.Figure]]:
         "cash": cash,
         "cost_per_mtok": cost_and_price,
         "customers": customers,
+        "mrr": figures_finance.mrr_movements,
+        "cohorts": figures_finance.cohort_map,
         "fleet": figures_model.fleet_by_month,
         "fleet_day": figures_model.fleet_by_hour,
         "latency": figures_model.latency,
-        "flywheel": figures_model.flywheel,
+        "flywheel": figures_loop.flywheel,
         "versions": figures_model.versions,
         "profile": figures_model.profile_fit,
     }

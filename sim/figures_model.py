@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sim import human
-from sim.figures import MONTH_AXIS, bars, finite, line
+from sim.figures import bars, finite, line, month_axis
+from sim.language import tr
 from sim.theme import Palette, Theme, layout, palette
 
 if TYPE_CHECKING:
@@ -19,26 +20,34 @@ def fleet_by_month(result: Result, theme: Theme = "light") -> go.Figure:
     """Replicas by month (reserved, on demand, peak) and how busy they are."""
     colours, table = palette(theme), result.monthly
     on_demand = table.assign(on_demand=(table["replicas_mean"] - table["replicas_reserved"]).clip(lower=0))
-    used = line(table, "utilisation", "utilisation", colours.cash, human.percent)
+    used = line(table, "utilisation", tr("utilisation"), colours.cash, human.percent)
     used.yaxis = "y2"
-    title = (
-        f"The fleet peaks at {human.count(result.headline['replicas_peak'])} replicas "
-        f"and is {human.percent(result.headline['utilisation_mean'])} used on average"
+    title = tr(
+        "The fleet peaks at {replicas} replicas and is {used} used on average",
+        replicas=human.count(result.headline["replicas_peak"]),
+        used=human.percent(result.headline["utilisation_mean"]),
     )
     return go.Figure(
         [
-            bars(on_demand, "replicas_reserved", "reserved (mean)", colours.revenue, human.count),
-            bars(on_demand, "on_demand", "on demand (mean)", colours.on_demand, human.count),
-            line(table, "replicas_peak", "peak", colours.demand, human.count, dash="dot"),
+            bars(on_demand, "replicas_reserved", tr("reserved (mean)"), colours.revenue, human.count),
+            bars(on_demand, "on_demand", tr("on demand (mean)"), colours.on_demand, human.count),
+            line(table, "replicas_peak", tr("peak"), colours.demand, human.count, dash="dot"),
             used,
         ],
         layout(
             title,
-            "Above: share of the capacity under the latency objective that is used. Below: replicas. Simulated",
+            tr(
+                "Above: share of the capacity under the latency objective that is used. Below: replicas. Simulated"
+            ),
             colours,
-            xaxis={**MONTH_AXIS, "anchor": "y"},
-            yaxis={"title": {"text": "replicas"}, "domain": [0, 0.68], "exponentformat": "B"},
-            yaxis2={"title": {"text": "used"}, "domain": [0.76, 1], "tickformat": ".0%", "range": [0, 1.05]},
+            xaxis={**month_axis(), "anchor": "y"},
+            yaxis={"title": {"text": tr("replicas")}, "domain": [0, 0.68], "exponentformat": "B"},
+            yaxis2={
+                "title": {"text": tr("used")},
+                "domain": [0.76, 1],
+                "tickformat": ".0%",
+                "range": [0, 1.05],
+            },
         ),
     )
 
@@ -50,11 +59,13 @@ def fleet_by_hour(result: Result, theme: Theme = "light") -> go.Figure:
     hours = [int(hour) for hour in day["hour_of_day"]]
     needed = day["demand_rps"] / result.surface.capacity_rps
     low, high = float(day["demand_rps"].min()), float(day["demand_rps"].max())
-    swing = f"{high / low:.1f} times" if low > 0 else "far more than"
-    paid_idle = bool((day["replicas_reserved"] > needed).any())
-    title = f"At the busiest hour demand is {swing} that of the quietest" + (
-        "; some reserved replicas idle in the quiet hours" if paid_idle else ""
-    )
+    title = tr("At the busiest hour demand is far more than at the quietest")
+    if low > 0:
+        title = tr(
+            "At the busiest hour demand is {times} times that of the quietest", times=f"{high / low:.1f}"
+        )
+    if bool((day["replicas_reserved"] > needed).any()):
+        title += tr("; some reserved replicas idle in the quiet hours")
 
     def stack(column: str, name: str, colour: str) -> go.Bar:
         values = day[column]
@@ -70,27 +81,32 @@ def fleet_by_hour(result: Result, theme: Theme = "light") -> go.Figure:
     demand = go.Scatter(
         x=hours,
         y=finite(needed),
-        name="needed for the demand",
+        name=tr("needed for the demand"),
         mode="lines+markers",
         line={"color": colours.demand, "width": 2, "shape": "spline"},
         customdata=[
-            f"{human.count(need)} ({human.count(rate)} requests/s)"
+            tr("{replicas} ({rate} requests/s)", replicas=human.count(need), rate=human.count(rate))
             for need, rate in zip(needed, day["demand_rps"], strict=True)
         ],
         hovertemplate="%{customdata}",
     )
     return go.Figure(
         [
-            stack("replicas_reserved", "reserved", colours.revenue),
-            stack("replicas_on_demand", "on demand", colours.on_demand),
+            stack("replicas_reserved", tr("reserved"), colours.revenue),
+            stack("replicas_on_demand", tr("on demand"), colours.on_demand),
             demand,
         ],
         layout(
             title,
-            f"Mean week of the last month ({result.monthly['month'].iloc[-1]}), simulated",
+            tr("Mean week of the last month ({month}), simulated", month=result.monthly["month"].iloc[-1]),
             colours,
-            xaxis={"title": {"text": "hour of day (h)"}, "dtick": 3, "showgrid": False, "zeroline": False},
-            yaxis={"title": {"text": "replicas"}, "exponentformat": "B"},
+            xaxis={
+                "title": {"text": tr("hour of day (h)")},
+                "dtick": 3,
+                "showgrid": False,
+                "zeroline": False,
+            },
+            yaxis={"title": {"text": tr("replicas")}, "exponentformat": "B"},
         ),
     )
 
@@ -116,7 +132,7 @@ def latency(result: Result, theme: Theme = "light") -> go.Figure:
         return go.Scatter(
             x=[rates[0], rates[-1]],
             y=[value, value],
-            name=f"{name} objective ({human.seconds(value)})",
+            name=tr("{name} objective ({value})", name=name, value=human.seconds(value)),
             mode="lines",
             line={"color": colour, "width": 1.5, "dash": "dash"},
             hoverinfo="skip",
@@ -134,13 +150,18 @@ def latency(result: Result, theme: Theme = "light") -> go.Figure:
             objective(wanted.tpot_p95_s, "TPOT", colours.serving),
         ],
         layout(
-            f"One replica sustains {human.count(surface.capacity_rps)} requests per second within the objective",
-            "Time to first token (TTFT) and per output token (TPOT); request by request on "
-            f"{result.profile.kind} step times",
+            tr(
+                "One replica sustains {rate} requests per second within the objective",
+                rate=human.count(surface.capacity_rps),
+            ),
+            tr(
+                "Time to first token (TTFT) and per output token (TPOT); request by request on {kind} step times",
+                kind=tr(result.profile.kind),
+            ),
             colours,
-            xaxis={"title": {"text": "requests per second on one replica"}, "rangemode": "tozero"},
+            xaxis={"title": {"text": tr("requests per second on one replica")}, "rangemode": "tozero"},
             yaxis={
-                "title": {"text": "latency (s, log scale)"},
+                "title": {"text": tr("latency (s, log scale)")},
                 "type": "log",
                 "range": [float(np.log10(bottom)), float(np.log10(top))],
                 "dtick": 1,
@@ -161,7 +182,7 @@ def latency(result: Result, theme: Theme = "light") -> go.Figure:
         x=surface.capacity_rps,
         y=0.03,
         yref="paper",
-        text="capacity ",
+        text=tr("capacity") + " ",
         showarrow=False,
         xanchor="right",
         font={"color": colours.cash},
@@ -169,91 +190,18 @@ def latency(result: Result, theme: Theme = "light") -> go.Figure:
     return figure
 
 
-def flywheel(result: Result, theme: Theme = "light") -> go.Figure:
-    """The loop data → training → model → usage → data; widths are tokens of the training pool."""
-    colours, loop = palette(theme), result.loop
-    feedback, bought, held = (
-        loop[k] for k in ("feedback_tokens", "source_tokens_kept", "initial_pool_tokens")
-    )
-    pool = max(feedback + bought + held, 1.0)
-    nodes = [
-        f"held at the start<br>{human.count(held)} tokens",
-        f"bought, crawled<br>{human.count(bought)} tokens kept",
-        f"feedback of users<br>{human.count(feedback)} tokens kept",
-        # On a narrow screen these two would lie over each other: one stands high, the other low.
-        f"training pool<br>{human.count(loop['pool_tokens'])} tokens<br> <br> <br> ",
-        f" <br> <br> <br>model<br>quality {loop['quality_start']:.2f} → {loop['quality_end']:.2f}",
-    ]
-    read = (
-        f"{human.count(loop['trained_tokens'])} tokens read in {loop['training_flop']:.1e} FLOP of training: "
-        f"{loop['releases']:.0f} releases, {loop['failed_gates']:.0f} failed gates"
-    )
-    given_back = (
-        f"{human.count(loop['served_tokens'])} tokens served → {human.count(loop['opted_in_tokens'])} opted in "
-        f"→ {human.count(feedback)} kept"
-    )
-    links = [
-        (0, 3, held, colours.link, f"{human.count(held)} tokens held at the start"),
-        (
-            1,
-            3,
-            bought,
-            colours.link,
-            f"{human.count(bought)} of {human.count(loop['source_tokens'])} tokens kept",
-        ),
-        (2, 3, feedback, colours.link_feedback, given_back),
-        (3, 4, pool, colours.link, read),
-    ]
-    # What users give back enters at the left: a Sankey with a loop drawn round it is unreadable.
-    kept = [link for link in links if link[2] > 0]
-    source, target, value, colour, words = (list(column) for column in zip(*kept, strict=True))
-    share = feedback / pool
-    title = (
-        f"Feedback from usage is {human.percent(share)} of the training pool; "
-        f"quality rises from {loop['quality_start']:.2f} to {loop['quality_end']:.2f}"
-        if feedback > 0
-        else f"No feedback enters the pool; quality goes from {loop['quality_start']:.2f} to {loop['quality_end']:.2f}"
-    )
-    node_colours = [colours.other, colours.other, colours.cash, colours.revenue, colours.training]
-    figure = go.Figure(
-        go.Sankey(
-            arrangement="snap",
-            node={
-                "label": nodes,
-                "color": node_colours,
-                "line": {"width": 0},
-                "pad": 26,
-                "thickness": 14,
-                "hovertemplate": "%{label}<extra></extra>",
-            },
-            link={
-                "source": source,
-                "target": target,
-                "value": value,
-                "color": colour,
-                "customdata": words,
-                "hovertemplate": "%{customdata}<extra></extra>",
-            },
-            textfont={"color": colours.text, "size": 12},
-        ),
-        layout(
-            title,
-            f"Widths: tokens of the pool. Green, the way back: {given_back}. Simulated, whole run",
-            colours,
-            hovermode="closest",
-        ),
-    )
-    figure.update_layout(margin={"t": 110, "b": 30})
-    return figure
-
-
 def versions(result: Result, theme: Theme = "light") -> go.Figure:
     """Quality of the model in use, month by month, against the competitor; releases and failed gates marked."""
     colours, table = palette(theme), result.monthly
-    ours = line(table, "model_quality", "our model", colours.training, lambda v: f"{v:.3f}")
+    ours = line(table, "model_quality", tr("our model"), colours.training, lambda v: f"{v:.3f}")
     ours.line.shape = "hv"
     ours.customdata = [
-        f"{quality:.3f} (version {version}, loss {loss:.3f} nats/token)"
+        tr(
+            "{quality} (version {version}, loss {loss} nats/token)",
+            quality=f"{quality:.3f}",
+            version=version,
+            loss=f"{loss:.3f}",
+        )
         for quality, version, loss in zip(
             table["model_quality"], table["model_version"], table["model_loss"], strict=True
         )
@@ -261,23 +209,39 @@ def versions(result: Result, theme: Theme = "light") -> go.Figure:
     traces: list[Any] = [
         ours,
         line(
-            table, "competitor_quality", "best competitor", colours.other, lambda v: f"{v:.3f}", dash="dash"
+            table,
+            "competitor_quality",
+            tr("best competitor"),
+            colours.other,
+            lambda v: f"{v:.3f}",
+            dash="dash",
         ),
     ]
     traces += _event_marks(result, colours)
     ahead = float(table["model_quality"].iloc[-1]) - float(table["competitor_quality"].iloc[-1])
-    title = (
-        f"{result.loop['releases']:.0f} releases and {result.loop['failed_gates']:.0f} failed gates: the model ends "
-        f"{abs(ahead):.2f} {'ahead of' if ahead >= 0 else 'behind'} the best competitor"
-    )
+    counts = {
+        "releases": f"{result.loop['releases']:.0f}",
+        "failed": f"{result.loop['failed_gates']:.0f}",
+        "gap": f"{abs(ahead):.2f}",
+    }
+    if ahead >= 0:
+        title = tr(
+            "{releases} releases and {failed} failed gates: the model ends {gap} ahead of the best competitor",
+            **counts,
+        )
+    else:
+        title = tr(
+            "{releases} releases and {failed} failed gates: the model ends {gap} behind the best competitor",
+            **counts,
+        )
     return go.Figure(
         traces,
         layout(
             title,
-            "Quality index exp(−k (loss − E)), 1 is a perfect model; predicted by the scaling law",
+            tr("Quality index exp(−k (loss − E)), 1 is a perfect model; predicted by the scaling law"),
             colours,
-            xaxis=MONTH_AXIS,
-            yaxis={"title": {"text": "quality (index, 0 to 1)"}},
+            xaxis=month_axis(),
+            yaxis={"title": {"text": tr("quality (index, 0 to 1)")}},
         ),
     )
 
@@ -295,7 +259,7 @@ def profile_fit(result: Result, theme: Theme = "light") -> go.Figure:
                 x=ends,
                 y=ends,
                 mode="lines",
-                name="predicted = measured",
+                name=tr("predicted = measured"),
                 line={"color": colours.muted, "width": 1},
                 hoverinfo="skip",
             )
@@ -310,21 +274,27 @@ def profile_fit(result: Result, theme: Theme = "light") -> go.Figure:
                 if chosen:
                     traces.append(_points(chosen, kind, held_out, getattr(colours, colour)))
         fit = profile.fit
-        title = (
-            f"Step times are predicted within {human.percent(fit.median_relative_error, 1)} (median) and "
-            f"{human.percent(fit.p95_relative_error, 1)} (p95) on {fit.held_out_points} held-out steps"
+        title = tr(
+            "Step times are predicted within {median} (median) and {p95} (p95) on {points} held-out steps",
+            median=human.percent(fit.median_relative_error, 1),
+            p95=human.percent(fit.p95_relative_error, 1),
+            points=fit.held_out_points,
         )
     else:
-        title = "This profile is predicted: no step of it was measured"
+        title = tr("This profile is predicted: no step of it was measured")
     return go.Figure(
         traces,
         layout(
             title,
-            f"{profile.model.name} on {profile.hardware.name}, {profile.created_at[:10]}; "
-            "open markers were held out of the fit",
+            tr(
+                "{model} on {machine}, {date}; open markers were held out of the fit",
+                model=profile.model.name,
+                machine=profile.hardware.name,
+                date=profile.created_at[:10],
+            ),
             colours,
-            xaxis={"title": {"text": "measured step time (s, log scale)"}, "type": "log", "dtick": "D2"},
-            yaxis={"title": {"text": "predicted step time (s, log scale)"}, "type": "log", "dtick": "D2"},
+            xaxis={"title": {"text": tr("measured step time (s, log scale)")}, "type": "log", "dtick": "D2"},
+            yaxis={"title": {"text": tr("predicted step time (s, log scale)")}, "type": "log", "dtick": "D2"},
             hovermode="closest",
             height=440,
         ),
@@ -333,15 +303,21 @@ def profile_fit(result: Result, theme: Theme = "light") -> go.Figure:
 
 def _points(chosen: list[tuple[Any, float]], kind: str, held_out: bool, colour: str) -> go.Scatter:
     words = [
-        f"{kind}: {sum(tokens for tokens, _ in point.prefill)} prompt tokens, {len(point.decode_contexts)} decodes<br>"
-        f"measured {human.seconds(point.time_s)}, predicted {human.seconds(time_s)}"
+        tr(
+            "{kind}: {tokens} prompt tokens, {decodes} decodes<br>measured {measured}, predicted {predicted}",
+            kind=kind,
+            tokens=sum(tokens for tokens, _ in point.prefill),
+            decodes=len(point.decode_contexts),
+            measured=human.seconds(point.time_s),
+            predicted=human.seconds(time_s),
+        )
         for point, time_s in chosen
     ]
     return go.Scatter(
         x=[point.time_s for point, _ in chosen],
         y=[time_s for _, time_s in chosen],
         mode="markers",
-        name=f"{kind}, held out" if held_out else kind,
+        name=tr("{kind}, held out", kind=kind) if held_out else kind,
         marker={
             "color": colour,
             "size": 10 if held_out else 7,
@@ -360,8 +336,8 @@ def _event_marks(result: Result, colours: Palette) -> list[go.Scatter]:
     passed = training["what"].str.contains("passed the gate")
     marks = []
     for name, rows, symbol, colour in (
-        ("passed the gate", training[passed], "star", colours.cash),
-        ("failed the gate", training[training["what"].str.contains("gate failed")], "x", colours.loss),
+        (tr("passed the gate"), training[passed], "star", colours.cash),
+        (tr("failed the gate"), training[training["what"].str.contains("gate failed")], "x", colours.loss),
     ):
         if len(rows):
             months = rows["month_index"].to_numpy()

@@ -102,6 +102,28 @@ def run_on(
     mfu: float,
     price_usd_per_hour: float | None = None,
 ) -> RunPlan:
+    """The run of a published model: `run_of` its parameters, of which the active ones compute."""
+    return run_of(
+        model.parameters,
+        tokens,
+        row,
+        accelerators,
+        mfu,
+        price_usd_per_hour,
+        active_parameters=model.active_parameters,
+    )
+
+
+def run_of(
+    parameters: float,
+    tokens: float,
+    row: Accelerator,
+    accelerators: int,
+    mfu: float,
+    price_usd_per_hour: float | None = None,
+    *,
+    active_parameters: float | None = None,
+) -> RunPlan:
     """The run of `tokens` on so many accelerators, with the defaults for failures, checkpoints and power.
 
     Raises:
@@ -111,16 +133,14 @@ def run_on(
         raise InputError(f"{row.name}: no peak_bf16_flops in the catalog")
     nodes = math.ceil(accelerators / ACCELERATORS_PER_NODE)
     return plan_run(
-        training_flop(model.active_parameters, tokens),
+        training_flop(active_parameters or parameters, tokens),
         accelerators=accelerators,
         peak_flops=row.peak_bf16_flops,
         mfu=mfu,
         price_usd_per_hour=price_usd_per_hour or 0.0,
         accelerators_per_node=ACCELERATORS_PER_NODE,
         node_mtbf_h=LLAMA3_NODE_MTBF_H,
-        checkpoint_s=checkpoint_write_s(
-            checkpoint_bytes(model.parameters), nodes * STORAGE_BYTES_PER_S_PER_NODE
-        ),
+        checkpoint_s=checkpoint_write_s(checkpoint_bytes(parameters), nodes * STORAGE_BYTES_PER_S_PER_NODE),
         restart_s=MEGASCALE_RESTART_S,
         board_w=row.board_w or 0.0,
         pue=LLAMA_PUE,

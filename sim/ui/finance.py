@@ -1,4 +1,4 @@
-"""Page Finance: the statements and the unit economics, from the ledger."""
+"""Page Finance: the statements, recurring revenue and its cohorts, and the unit economics, from the ledger."""
 
 from __future__ import annotations
 
@@ -6,75 +6,107 @@ import pandas as pd
 import streamlit as st
 
 from sim import human
+from sim.figures_finance import cohort_map, cohorts_kept
+from sim.language import mark, tr
+from sim.report_lines import TOTALS, by_year, line_label, used
 from sim.shown_tables import shown_tables
 from sim.ui import controls, parts
 
-_STATEMENTS = {"Income": "income", "Balance sheet": "balance_sheet", "Cash flow": "cash_flow"}
-_UNIT_ECONOMICS = {
-    "mrr_usd": ("MRR", "dollar"),
-    "arpu_usd": ("Revenue per customer and month", "dollar"),
-    "cac_usd": ("Cost of winning a customer (CAC)", "dollar"),
-    "ltv_usd": ("Lifetime value (LTV)", "dollar"),
-    "ltv_to_cac": ("LTV / CAC", "%.2f"),
-    "churn_rate": ("Churn per month", "percent"),
-    "nrr": ("Net revenue retention", "percent"),
-    "burn_multiple": ("Burn multiple", "%.2f"),
+_STATEMENTS = {
+    "income": mark("Income"),
+    "balance_sheet": mark("Balance sheet"),
+    "cash_flow": mark("Cash flow"),
 }
-
-
-def by_year(frame: pd.DataFrame, *, balances: bool) -> pd.DataFrame:
-    """Months to calendar years: flows are added up, balances are those at the end."""
-    groups = frame.groupby([str(month)[:4] for month in frame.index])
-    yearly = groups.last() if balances else groups.sum()
-    if "closing_cash" in yearly:
-        yearly["opening_cash"], yearly["closing_cash"] = (
-            groups["opening_cash"].first(),
-            groups["closing_cash"].last(),
-        )
-    return yearly
-
+_PERIODS = {"years": mark("Years"), "months": mark("Months")}
+_MEASURES = {"customers": mark("Customers"), "mrr": mark("What they pay")}
+_UNIT_ECONOMICS = {
+    "mrr_usd": (mark("MRR"), "dollar"),
+    "arpu_usd": (mark("Revenue per customer and month"), "dollar"),
+    "cac_usd": (mark("Cost of winning a customer (CAC)"), "dollar"),
+    "ltv_usd": (mark("Lifetime value (LTV)"), "dollar"),
+    "ltv_to_cac": (mark("LTV / CAC"), "%.2f"),
+    "cac_payback_months": (mark("CAC payback (months)"), "%.1f"),
+    "churn_rate": (mark("Churn per month"), "percent"),
+    "nrr": (mark("Net revenue retention"), "percent"),
+    "grr": (mark("Gross revenue retention"), "percent"),
+    "burn_multiple": (mark("Burn multiple"), "%.2f"),
+    "rule_of_40": (mark("Rule of 40 (points)"), "%.0f"),
+}
 
 result = controls.run_on_show()
 monthly = result.monthly
-parts.heading(result, "Every dollar is posted in a double-entry ledger; these are queries over it.")
-row = st.container(horizontal=True, vertical_alignment="bottom")
-which = row.segmented_control(
-    "Statement", list(_STATEMENTS), default="Income", required=True, key="statement"
-)
-period = row.segmented_control("Period", ["Years", "Months"], default="Years", required=True, key="period")
-frame = getattr(result.statements, _STATEMENTS[which])()
-if period == "Years":
-    frame = by_year(frame, balances=which == "Balance sheet")
-lines = frame.loc[:, frame.abs().sum() > 0].round().T
-lines.index = pd.Index([str(name).replace("_", " ").capitalize() for name in lines.index], name="USD")
-totals = [name for name in lines.index if name.startswith(("Total", "Net", "Gross", "Operating", "Closing"))]
+parts.heading(result, tr("Every dollar is posted in a double-entry ledger; these are queries over it."))
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    which = st.segmented_control(
+        tr("Statement"),
+        list(_STATEMENTS),
+        default="income",
+        required=True,
+        key="statement",
+        format_func=lambda name: tr(_STATEMENTS[name]),
+        bind="query-params",
+    )
+    period = st.segmented_control(
+        tr("Period"),
+        list(_PERIODS),
+        default="years",
+        required=True,
+        key="period",
+        format_func=lambda name: tr(_PERIODS[name]),
+        bind="query-params",
+    )
+frame = getattr(result.statements, which)()
+if period == "years":
+    frame = by_year(frame, balances=which == "balance_sheet")
+frame = used(frame)
+lines = frame.round().T
+sums = [line_label(name) for name in frame.columns if name in TOTALS]
+lines.index = pd.Index([line_label(name) for name in frame.columns], name="USD")
 st.dataframe(
-    lines.style.format(human.usd_exact).set_properties(
-        subset=(totals, slice(None)), **{"font-weight": "bold"}
-    ),
+    lines.style.format(human.usd_exact).set_properties(subset=(sums, slice(None)), **{"font-weight": "bold"}),
     height="content",
-    alt=f"{which} by {period.lower()}, USD",
+    alt=tr("{statement} in USD", statement=tr(_STATEMENTS[which])),
 )
-st.subheader("Metrics by month")
+parts.figures(result, "mrr", "margin")
+st.subheader(tr("Cohorts"))
+measure = st.segmented_control(
+    tr("Share of"),
+    list(_MEASURES),
+    default="customers",
+    required=True,
+    key="cohort_measure",
+    format_func=lambda name: tr(_MEASURES[name]),
+    bind="query-params",
+)
+parts.chart(
+    cohort_map(result, measure, parts.theme()),
+    "cohort_map",
+    cohorts_kept(result, measure).rename_axis("quarter").add_prefix("age_months_").reset_index(),
+)
+st.subheader(tr("Metrics by month"))
 last = st.pills(
-    "Shown",
-    [name for name, _ in _UNIT_ECONOMICS.values()],
+    tr("Shown"),
+    list(_UNIT_ECONOMICS),
     selection_mode="multi",
     key="ratios",
     label_visibility="collapsed",
+    format_func=lambda key: tr(_UNIT_ECONOMICS[key][0]),
 )
-columns = {key: value for key, value in _UNIT_ECONOMICS.items() if not last or value[0] in last}
+columns = {key: value for key, value in _UNIT_ECONOMICS.items() if not last or key in last}
 st.dataframe(
     monthly[["month", *columns]],
     hide_index=True,
     height=320,
     column_config={
-        "month": st.column_config.TextColumn("Month", pinned=True),
-        **{key: st.column_config.NumberColumn(name, format=style) for key, (name, style) in columns.items()},
+        "month": st.column_config.TextColumn(tr("Month"), pinned=True),
+        **{
+            key: st.column_config.NumberColumn(tr(name), format=style)
+            for key, (name, style) in columns.items()
+        },
     },
-    alt="Metrics by month",
+    alt=tr("Metrics by month"),
 )
 for title, table in shown_tables(result).items():
     st.subheader(title)
     st.table(table, border="horizontal", alt=title)
-parts.figures(result, "margin", "cash")
+parts.figures(result, "revenue", "cash")

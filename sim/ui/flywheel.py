@@ -1,47 +1,69 @@
-"""Page Flywheel: usage becomes data, data a better model, a better model customers."""
+"""Page Flywheel: usage becomes data, data a better model, a better model customers; played through the months."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 from sim import human
+from sim.figures_finance import money_by_month
+from sim.figures_loop import loop_by_month, loop_film
+from sim.language import tr
+from sim.ledger import MICRO_PER_USD
 from sim.ui import controls, parts
 
 result = controls.run_on_show()
 monthly, loop = result.monthly, result.loop
-parts.heading(result, "The loop: usage becomes data, data a better model, a better model more customers.")
-with st.grid(5, min_column_width=150, gap="small"):
+parts.heading(result, tr("The loop: usage becomes data, data a better model, a better model more customers."))
+with st.grid(5, min_column_width=140, gap="small"):
     parts.metric(
-        "Training pool",
-        f"{human.count(loop['pool_tokens'])} tokens",
+        tr("Training pool"),
+        tr("{count} tokens", count=human.count(loop["pool_tokens"])),
         monthly["data_pool_tokens"],
-        "at the end",
+        tr("at the end"),
     )
-    parts.metric("Training", f"{loop['training_flop']:.1e} FLOP", monthly["training_flop"], "over the run")
     parts.metric(
-        "Model quality",
+        tr("Training"), f"{loop['training_flop']:.1e} FLOP", monthly["training_flop"], tr("over the run")
+    )
+    parts.metric(
+        tr("Model quality"),
         f"{loop['quality_end']:.2f}",
         monthly["model_quality"],
-        f"from {loop['quality_start']:.2f}",
-        "Index exp(−k (loss − E)): 1 is a perfect model. Predicted by the scaling law.",
+        tr("from {quality}", quality=f"{loop['quality_start']:.2f}"),
+        tr("Index exp(−k (loss − E)): 1 is a perfect model. Predicted by the scaling law."),
     )
-    parts.metric("Paying customers", human.count(loop["customers_end"]), monthly["customers"], "at the end")
     parts.metric(
-        "Usage",
-        f"{human.count(loop['served_tokens'])} tokens",
-        monthly["prompt_tokens"] + monthly["output_tokens"],
-        f"{human.count(loop['feedback_tokens'])} fed back",
+        tr("Paying customers"), human.count(loop["customers_end"]), monthly["customers"], tr("at the end")
     )
-parts.figures(result, "flywheel")
-parts.figures(result, "customers", "versions")
-st.subheader("What happened")
+    parts.metric(
+        tr("Usage"),
+        tr("{count} tokens", count=human.count(loop["served_tokens"])),
+        monthly["prompt_tokens"] + monthly["output_tokens"],
+        tr("{count} fed back", count=human.count(loop["feedback_tokens"])),
+    )
+flows = loop_by_month(result).set_index(monthly["month"])
+parts.chart(
+    loop_film(result, parts.theme()),
+    "loop_film",
+    flows.join((money_by_month(result) / MICRO_PER_USD).add_suffix("_usd")).reset_index(),
+)
+parts.figures(result, "flywheel", "versions")
+parts.figures(result, "customers")
+st.subheader(tr("What happened"))
 events = result.events.copy()
 events["month"] = [monthly["month"].iloc[index] for index in events["month_index"]]
-stages = st.pills("Stages", sorted(events["stage"].unique()), selection_mode="multi", key="stages")
+stages = st.pills(
+    tr("Stages"),
+    sorted(events["stage"].unique()),
+    selection_mode="multi",
+    key="stages",
+    format_func=tr,
+    bind="query-params",
+)
 shown = events[events["stage"].isin(stages)] if stages else events
 st.dataframe(
     shown[["month", "day", "stage", "what"]],
     hide_index=True,
     height=320,
-    alt="Events of the run in order of time",
+    column_config={"month": tr("Month"), "day": tr("Day"), "stage": tr("Stage"), "what": tr("What")},
+    alt=tr("Events of the run in order of time"),
 )
