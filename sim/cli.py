@@ -1,4 +1,4 @@
-"""The command line: `flywheel profile | run | replay | train | app`.
+"""The command line: `flywheel profile | run | study | serve | train | app` and more.
 
 Every command reads its input whole and checks it before it works, shows a progress bar on standard error
 while it works, and prints its result on standard output: a table for people, `--json` for scripts.
@@ -10,26 +10,38 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from engine.errors import InputError
 from sim import (
+    cli_bill,
     cli_capacity,
+    cli_endpoint,
     cli_loop,
     cli_loop_value,
     cli_plan,
     cli_predict,
+    cli_profile,
     cli_replay,
     cli_scaling,
+    cli_serve,
+    cli_study,
     cli_train,
     cli_validate,
     cli_workload,
     paths,
 )
-from sim.terminal import JsonFlag, print_json, print_table, progress_bar, save_and_show
+from sim.terminal import (
+    JsonFlag,
+    SetOption,
+    parse_overrides,
+    print_json,
+    print_table,
+    progress_bar,
+)
 
 app = typer.Typer(
     name="flywheel",
@@ -47,49 +59,6 @@ ProfileOption = Annotated[
 ]
 
 
-@app.command(epilog="Example: flywheel profile smollm2-135m --price-usd-per-hour 0.0496")
-def profile(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="smollm2-135m (bundled), a local directory, a GGUF file, a hub id, or ARCH@dummy."
-        ),
-    ] = "smollm2-135m",
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write it (default: out/profiles/MODEL.json).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16; weights only: int8 (CPU), fp8 (CUDA).")
-    ] = "float32",
-    price_usd_per_hour: Annotated[
-        float | None, typer.Option(help="What this machine costs per hour (default: from the catalog).")
-    ] = None,
-    budget_s: Annotated[float, typer.Option(help="Seconds to spend on measuring.")] = 50.0,
-    training: Annotated[
-        bool, typer.Option(help="Measure optimizer steps too, in an eighth of the budget.")
-    ] = True,
-    seed: Annotated[int, typer.Option(help="Order of the measurements.")] = 0,
-    as_json: JsonFlag = False,
-) -> None:
-    """Measure a model on this machine: step times, memory, power where the machine tells, and cost."""
-    from engine.profiler import measure_profile
-
-    target = out or paths.measured_profiles_dir() / f"{model.replace('/', '--')}.json"
-    with progress_bar(f"profile {model}") as report:
-        measured = measure_profile(
-            model,
-            device=device,
-            dtype=dtype,
-            price_usd_per_hour=price_usd_per_hour,
-            budget_s=budget_s,
-            seed=seed,
-            progress=report,
-            training=training,
-        )
-    save_and_show(measured, target, model, as_json)
-
-
 @app.command(
     epilog="Example: flywheel run scenarios/api_startup.yaml --set market.price_usd_per_mtok_output=2.0"
 )
@@ -97,39 +66,66 @@ def run(
     scenario: Annotated[
         str, typer.Argument(help="A scenario file, or the name of a shipped one.")
     ] = "api_startup",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one assumption; repeatable."),
-    ] = None,
+    overrides: SetOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the random streams (default: the scenario's).")
     ] = None,
     profile: ProfileOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the outputs (default: out/SCENARIO).")] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME,…",
+            help="html, pdf, xlsx, csv, parquet, json; csv and parquet write every table "
+            "(default: report.html, monthly.csv, ledger.parquet, result.json).",
+        ),
+    ] = None,
+    sections: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Of the HTML and PDF: summary, figures, statements, tables, cohorts, events, assumptions, "
+            "provenance, scenario (default: all).",
+        ),
+    ] = None,
+    lang: Annotated[str, typer.Option(help="Language of the reports: en or zh.")] = "en",
     as_json: JsonFlag = False,
 ) -> None:
     """Run a company through its months and write report.html, monthly.csv, ledger.parquet, result.json."""
     from engine.profile import Profile
     from sim.company import simulate
-    from sim.report import headline_rows, write_outputs
+    from sim.report import check_choices, headline_rows, write_outputs
     from sim.scenario import Scenario
 
+    wanted, shown = _names(formats), _names(sections)
+    check_choices(wanted, shown, lang)
     chosen = Scenario.load(scenario)
     if overrides:
-        chosen = chosen.override(_parse_overrides(overrides))
+        chosen = chosen.override(parse_overrides(overrides))
     path = paths.resolve_profile(chosen.deployment.model, profile)
     measured = Profile.load(path).require_model(chosen.deployment.model, path)
     folder = out or Path("out") / Path(scenario).stem
     with progress_bar(f"run {Path(scenario).stem}") as report:
         result = simulate(chosen, seed=seed, profile=measured, progress=report)
-    written = write_outputs(result, folder)
+    with progress_bar("report") as report:
+        written = write_outputs(result, folder, wanted, shown, lang, report)
     if as_json:
         print_json({"report": str(written), "seed": result.seed, "headline": result.headline})
     else:
         print_table(chosen.name, headline_rows(result))
+        if chosen.uncertain:
+            print(
+                f"{len(chosen.uncertain)} values are uncertain, this run takes their medians; "
+                f"`flywheel study monte-carlo {scenario}` draws them."
+            )
         print(f"Report: {written}")
 
 
+app.command(
+    epilog="Examples: flywheel profile smollm2-135m --price-usd-per-hour 0.0496; "
+    "flywheel profile --endpoint http://127.0.0.1:8000 --price-usd-per-hour 2 --out theirs.json"
+)(cli_profile.profile)
 app.command(epilog="Example: flywheel replay requests.csv --replicas 40 --out per_request.csv")(
     cli_replay.replay
 )
@@ -138,6 +134,17 @@ app.command(epilog="Example: flywheel train --architecture bloom --layers 4 --hi
 )
 app.command(epilog="Example: flywheel scaling --minutes 3 --out out/scaling.json")(cli_scaling.scaling)
 app.command(epilog="Example: flywheel loop --quick")(cli_loop.loop)
+app.command(
+    epilog="Example: flywheel serve smollm2-135m --port 8000 --database sqlite:///out/usage.db --queue 256"
+)(cli_serve.serve)
+app.add_typer(cli_bill.app, name="keys")
+app.command(epilog="Example: flywheel bill --month 2026-11 --scenario api_startup --default-plan developers")(
+    cli_bill.bill
+)
+app.command(epilog="Example: flywheel load http://127.0.0.1:8000 --rate 2 --requests 200 --goal ttft=10")(
+    cli_endpoint.load
+)
+app.add_typer(cli_study.app, name="study")
 app.command(epilog="Example: flywheel fit trace.csv --out workload.yaml")(cli_workload.fit)
 app.command(epilog="Example: flywheel generate workload.yaml --rate 5 --requests 1000 --out requests.csv")(
     cli_workload.generate
@@ -204,21 +211,9 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """`key=value` words to {dotted key: value}; values are read as YAML scalars, like in the file."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set {pair}: found no KEY=VALUE; write for example --set horizon_months=24")
-        try:
-            values[key.strip()] = YAML(typ="safe", pure=True).load(text)
-        except YAMLError:
-            raise InputError(f"--set {pair}: the value {text!r} is not a YAML value") from None
-    return values
+def _names(words: str | None) -> list[str] | None:
+    """Names out of "one,two"; None when the option wasn't given."""
+    return None if words is None else [name.strip() for name in words.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

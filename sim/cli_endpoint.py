@@ -17,6 +17,7 @@ from sim.terminal import JsonFlag, print_json, print_table, progress_bar, save_a
 if TYPE_CHECKING:
     import pandas as pd
 
+    from engine.endpoint_profile import Known
     from engine.load_result import LoadResult
     from engine.openai_client import Endpoint
     from engine.profile import Profile
@@ -90,73 +91,26 @@ def load(
 
 
 def profile_endpoint(
-    url: Annotated[str, typer.Argument(help="The server, such as http://127.0.0.1:8000.")],
-    model: ModelOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write it (default: out/profiles/MODEL.json).")
-    ] = None,
-    price_usd_per_hour: Annotated[
-        float | None, typer.Option(help="What one accelerator behind the address costs per hour.")
-    ] = None,
-    accelerators: Annotated[int, typer.Option(min=1, help="How many there are behind the address.")] = 1,
-    accelerator: Annotated[
-        str | None,
-        typer.Option("--on", help='Which, of the catalog: "H100 SXM" (for its price and memory).'),
-    ] = None,
-    usd_per_mtok_prompt: Annotated[
-        float | None, typer.Option(help="Of an API that is paid by the token, instead of a price per hour.")
-    ] = None,
-    usd_per_mtok_output: Annotated[float | None, typer.Option(help="The same for output tokens.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the weights, if known: bf16, fp8, fp4 or int4.")
-    ] = None,
-    parameters: Annotated[
-        int | None, typer.Option(min=1, help="Number of parameters of a model that the catalog lacks.")
-    ] = None,
-    max_context_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Longest context, if the server doesn't say.")
-    ] = None,
-    max_running_requests: Annotated[
-        int | None, typer.Option(min=1, help="Limit of the engine, if known (else: found out).")
-    ] = None,
-    max_step_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Token budget of the engine's steps, if known (else: found out)."),
-    ] = None,
-    kv_cache_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Room of its KV cache, if known: it can't be seen.")
-    ] = None,
-    key: KeyOption = None,
-    chat: ChatFlag = False,
-    budget_s: Annotated[float, typer.Option(help="Seconds to spend on measuring.")] = 120.0,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Most streams at once.")] = 256,
-    check: Annotated[
-        bool, typer.Option(help="Then serve a backlog, and compare with a replay of it.")
-    ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of prompts and order.")] = 0,
-    as_json: JsonFlag = False,
+    endpoint: Endpoint,
+    known: Known,
+    out: Path | None,
+    *,
+    budget_s: float,
+    max_concurrency: int,
+    check: bool,
+    seed: int,
+    as_json: bool,
 ) -> None:
-    """Measure a served model from outside: a profile of any engine behind an OpenAI-compatible address."""
-    from engine.endpoint_profile import Known, measure_endpoint
-    from engine.openai_client import Endpoint
+    """Measure a served model from outside, save its profile and say what is in it.
+
+    Raises:
+        InputError: the server can't be reached, refuses, or too little is known of it.
+    """
+    from engine.endpoint_profile import measure_endpoint
 
     if out is not None:
         check_writable(out)
-    known = Known(
-        price_usd_per_hour=price_usd_per_hour,
-        accelerators=accelerators,
-        accelerator=accelerator,
-        usd_per_mtok_prompt=usd_per_mtok_prompt,
-        usd_per_mtok_output=usd_per_mtok_output,
-        precision=precision,
-        parameters=parameters,
-        max_context_tokens=max_context_tokens,
-        max_running_requests=max_running_requests,
-        max_step_tokens=max_step_tokens,
-        kv_cache_tokens=kv_cache_tokens,
-    )
-    endpoint = Endpoint(url, model, key, chat)
-    with progress_bar(f"profile {url}", redraws_per_s=4.0) as report:
+    with progress_bar(f"profile {endpoint.url}", redraws_per_s=4.0) as report:
         measured = measure_endpoint(
             endpoint, known, budget_s=budget_s, max_concurrency=max_concurrency, seed=seed, progress=report
         )

@@ -1,17 +1,18 @@
-"""What a run leaves behind: report.html, monthly.csv, ledger.parquet and result.json.
+"""What a run leaves behind: report.html, report.pdf, report.xlsx, tables as CSV and Parquet, and result.json.
 
-The report is one file that needs nothing from outside: styles, figures and the Plotly library stand in it.
-Outputs carry no time of writing, so the same run gives the same bytes.
+Every format is made from the same result and carries what it takes to make it again: scenario hash, seed, profile,
+program version, command. Outputs carry no time of writing, so the same run gives the same bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
-import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,65 +20,129 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
-from sim import human
+from sim.language import LANGUAGES, speaking
+from sim.language import language as language_now
 from sim.provenance import command_line, provenance_rows
+from sim.report_content import SECTIONS, chosen_sections, headline_rows
+from sim.report_html import report_html
+from sim.report_pdf import report_pdf
+from sim.report_xlsx import report_xlsx
 
 if TYPE_CHECKING:
     from sim.company import Result
+    from sim.study.monte_carlo import MonteCarlo
 
-FILES = ("report.html", "monthly.csv", "ledger.parquet", "result.json")
-_TEMPLATE = Path(__file__).with_name("report_template.html.j2")
-_TOTALS = ("Total", "Gross profit", "Net", "Operating cash", "Closing")
+__all__ = [
+    "FILES",
+    "FORMATS",
+    "SECTIONS",
+    "check_choices",
+    "headline_rows",
+    "json_ready",
+    "report_html",
+    "report_pdf",
+    "report_xlsx",
+    "result_json",
+    "result_schema",
+    "result_tables",
+    "table_csv",
+    "write_outputs",
+]
+
+Progress = Callable[[float, str], None]
+FILES = ("report.html", "monthly.csv", "ledger.parquet", "result.json")  # unless formats are named
+FORMATS = ("html", "pdf", "xlsx", "csv", "parquet", "json")
+_SCHEMA = Path(__file__).with_name("result.schema.json")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
 
-def write_outputs(result: Result, out_dir: str | Path) -> Path:
-    """Write report.html, monthly.csv, ledger.parquet and result.json into a folder; gives the report's path.
+def write_outputs(
+    result: Result,
+    out_dir: str | Path,
+    formats: Iterable[str] | None = None,
+    sections: Iterable[str] | None = None,
+    language: str | None = None,
+    progress: Progress | None = None,
+    study: MonteCarlo | None = None,
+) -> Path:
+    """Write a run's files into a folder; gives the path of the report (of the first file, where there is none).
 
-    All four are written beside their places first and then moved there: whoever looks sees the old files or the
-    new ones, never half of one.
+    All are written beside their places first and then moved there: whoever looks sees the old files or the new
+    ones, never half of one. Whatever `progress` raises ends the work and leaves the old files.
+
+    Args:
+        result: the run.
+        out_dir: the folder, made if missing.
+        formats: names out of `FORMATS`; "csv" and "parquet" are every table of `result_tables`. When None: the
+            four of `FILES`.
+        sections: of the HTML and the PDF, names out of `SECTIONS`; all when None.
+        language: of what people read, "en" or "zh"; the language of the moment when None.
+        progress: called with (fraction done, what is being done).
+        study: a Monte Carlo study of the same scenario, for the section "uncertainty" of the HTML and the PDF.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        InputError: the folder cannot be written, a format, section or language is unknown, or what draws the PDF is
+            missing.
     """
     folder = Path(out_dir)
+    check_choices(formats, sections, language)
+    makers = _makers(result, formats, chosen_sections(sections), progress or (lambda done, what: None), study)
     staging = folder / f".partial-{os.getpid()}"
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        (staging / "report.html").write_text(report_html(result), encoding="utf-8")
-        (staging / "monthly.csv").write_text(result.monthly.to_csv(index=False), encoding="utf-8")
-        result.ledger.to_frame().to_parquet(staging / "ledger.parquet", index=False)
-        (staging / "result.json").write_text(result_json(result), encoding="utf-8")
-        for name in FILES:
+        with speaking(language or language_now()):
+            for name, make in makers.items():
+                made = make()
+                (staging / name).write_bytes(made.encode("utf-8") if isinstance(made, str) else made)
+        for name in makers:
             os.replace(staging / name, folder / name)
     except OSError as error:
         raise InputError(f"{folder}: cannot write there: {error.strerror or error}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder / "report.html"
+    return folder / next(iter(makers))
 
 
-def headline_rows(result: Result) -> list[tuple[str, str]]:
-    """(label, value in human units): the numbers that sum a run up."""
-    head = result.headline
-    share = human.percent
-    return [
-        ("ARR at the end", human.usd(head["arr_usd_end"])),
-        ("Revenue, whole run", human.usd(head["revenue_usd_total"])),
-        ("Gross margin, last 12 months", share(head["gross_margin_last12"])),
-        ("Compute share of revenue", share(head["compute_share_of_revenue"])),
-        ("Cash at the end", human.usd(head["cash_usd_end"])),
-        ("Lowest cash", human.usd(head["cash_usd_min"])),
-        ("Cash out", str(head["cash_out_month"])),
-        ("Break-even", str(head["breakeven_month"])),
-        ("Paying customers at the end", human.count(head["customers_end"])),
-        ("LTV / CAC", _times(head["ltv_to_cac_last"])),
-        ("Net revenue retention", share(head.get("nrr_last", math.nan))),
-        ("Serving cost per million tokens", human.usd(head["serving_cost_usd_per_mtok_last"])),
-        ("Revenue per million tokens", human.usd(head["price_usd_per_mtok_last"])),
-        ("Replicas at the peak", human.count(head["replicas_peak"])),
-        ("Fleet utilisation", share(head["utilisation_mean"])),
-        ("Model releases", human.count(head["releases"])),
-    ]
+def check_choices(
+    formats: Iterable[str] | None = None, sections: Iterable[str] | None = None, language: str | None = None
+) -> None:
+    """Refuse what `write_outputs` would refuse, before a run is made.
+
+    Raises:
+        InputError: an unknown format, section or language; an empty list.
+    """
+    chosen_sections(sections)
+    wanted = FORMATS if formats is None else list(formats)
+    unknown = [name for name in wanted if name not in FORMATS]
+    if unknown or not wanted:
+        raise InputError(f"formats: found {', '.join(unknown) or 'none'}, allowed: {', '.join(FORMATS)}")
+    if language is not None and language not in LANGUAGES:
+        raise InputError(f"language: found {language!r}, allowed: {', '.join(LANGUAGES)}")
+
+
+def result_tables(result: Result) -> dict[str, pd.DataFrame]:
+    """{name: table}: the months, every posting line, the three statements by month, the cohorts."""
+    statements = result.statements
+    return {
+        "monthly": result.monthly,
+        "ledger": result.ledger.to_frame(),
+        "income": statements.income().reset_index(),
+        "cash_flow": statements.cash_flow().reset_index(),
+        "balance_sheet": statements.balance_sheet().reset_index(),
+        "cohorts": result.cohorts,
+    }
+
+
+def table_csv(table: pd.DataFrame) -> str:
+    """A table as CSV; text that a spreadsheet would read as a formula gets an apostrophe before it.
+
+    Carriage returns in text become spaces: readers disagree about whether they end a line.
+    """
+    safe = table.copy()
+    for column in safe.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in safe.dtypes]]:
+        text = safe[column].astype(str).str.replace("\r", " ")
+        safe[column] = text.where(~text.str.startswith(_FORMULA_STARTS), "'" + text)
+    return str(safe.to_csv(index=False))
 
 
 def json_ready(value: Any) -> Any:
@@ -101,9 +166,15 @@ def json_ready(value: Any) -> Any:
     return str(value)
 
 
+def result_schema() -> dict[str, Any]:
+    """The JSON Schema of result.json (draft 2020-12); its `$id` carries the version of the format."""
+    return dict(json.loads(_SCHEMA.read_text(encoding="utf-8")))
+
+
 def result_json(result: Result) -> str:
     """The run in one JSON object: what went in (scenario, seed, profile) and what came out, without the months."""
     content = {
+        "$schema": result_schema()["$id"],
         "headline": result.headline,
         "seed": result.seed,
         "command": command_line(result.scenario, result.seed),
@@ -117,136 +188,39 @@ def result_json(result: Result) -> str:
             "saturation_rps": result.surface.saturation_rps,
             "provenance": result.surface.provenance,
         },
-        "scenario": result.scenario.model_dump(mode="json"),
+        "scenario": result.scenario.plain(),
         "events": result.events,
         "assumptions": result.assumptions,
     }
     return json.dumps(json_ready(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def report_html(result: Result) -> str:
-    """The report as one HTML document that opens without network."""
-    from jinja2 import Environment
-    from plotly.offline import get_plotlyjs
-
-    from sim.figures import all_figures
-    from sim.shown_tables import shown_tables
-    from sim.theme import FONT, css_variables, dark_for_light, without_title
-
-    figures = []
-    for name, draw in all_figures().items():
-        title, subtitle, figure = without_title(draw(result))
-        # "<" would end the script element early; JSON reads the escape as the same character.
-        text = figure.to_json().replace("<", "\\u003c")
-        figures.append({"name": name, "title": title, "subtitle": subtitle, "json": text})
-    scenario, profile = result.scenario, result.profile
-    environment = Environment(autoescape=True, trim_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        name=scenario.name,
-        months=len(result.monthly),
-        start_month=scenario.start_month,
-        seed=result.seed,
-        profile_kind=profile.kind,
-        profile_date=profile.created_at[:10],
-        model=profile.model.name,
-        machine=profile.hardware.name,
-        headline=headline_rows(result),
-        figures=figures,
-        statements=_statements(result),
-        tables=[
-            {
-                "title": title,
-                "rows": [
-                    ["", *table.columns],
-                    *([str(i), *row] for i, row in zip(table.index, table.to_numpy(), strict=True)),
-                ],
-            }
-            for title, table in shown_tables(result).items()
-        ],
-        totals=_TOTALS,
-        events=_events(result),
-        assumptions=_assumptions(result),
-        provenance=provenance_rows(result),
-        command=command_line(scenario, result.seed),
-        scenario_yaml=scenario.to_yaml(),
-        css_light=css_variables("light"),
-        css_dark=css_variables("dark"),
-        font=FONT,
-        dark_for_light=json.dumps(dark_for_light()),
-        # Plotly links to itself and to map makers; a file that needs no network shows none of these.
-        plotly_js=re.sub(r"""(src|href)=(["'])https?://[^"'\\]*""", r"\1=\2#", get_plotlyjs()),
-    )
-
-
-def _statements(result: Result) -> list[dict[str, Any]]:
-    frames = {
-        "Income statement": (result.statements.income(), "sum"),
-        "Cash flow": (result.statements.cash_flow(), "sum"),
-        "Balance sheet": (result.statements.balance_sheet(), "last"),
+def _makers(
+    result: Result,
+    formats: Iterable[str] | None,
+    sections: list[str],
+    progress: Progress,
+    study: MonteCarlo | None,
+) -> dict[str, Callable[[], str | bytes]]:
+    """{file name: what makes its content}, in the order of `FORMATS`."""
+    makers: dict[str, Callable[[], str | bytes]] = {
+        "report.html": lambda: report_html(result, sections, study=study),
+        "report.pdf": lambda: report_pdf(result, sections, progress=progress, study=study),
+        "report.xlsx": lambda: report_xlsx(result),
+        "result.json": lambda: result_json(result),
     }
-    return [
-        {"title": title, "annual": _rows(_annual(frame, how)), "monthly": _rows(frame)}
-        for title, (frame, how) in frames.items()
-    ]
+    tables = result_tables(result)
+    for name, table in tables.items():
+        makers[f"{name}.csv"] = lambda table=table: table_csv(table)  # type: ignore[misc]
+        makers[f"{name}.parquet"] = lambda table=table: _parquet(table)  # type: ignore[misc]
+    names: tuple[str, ...] = FILES
+    if formats is not None:
+        wanted = set(formats)
+        names = tuple(name for name in makers if name.rpartition(".")[2] in wanted)
+    return {name: makers[name] for name in names}
 
 
-def _annual(frame: pd.DataFrame, how: str) -> pd.DataFrame:
-    """Years of a monthly statement: flows add up, balances are those of the last month."""
-    years = [str(month)[:4] for month in frame.index]
-    grouped = frame.groupby(years)
-    annual = grouped.sum() if how == "sum" else grouped.last()
-    for column, pick in (("opening_cash", "first"), ("closing_cash", "last")):
-        if column in frame and how == "sum":
-            annual[column] = grouped[column].agg(pick)
-    return annual
-
-
-def _rows(frame: pd.DataFrame) -> list[list[str]]:
-    """Lines down, periods across; lines that are zero throughout are left away."""
-    rows = [["", *(str(label) for label in frame.index)]]
-    for column in frame.columns:
-        values = frame[column].to_numpy()
-        if np.any(values):
-            rows.append([str(column).replace("_", " ").capitalize(), *(human.usd_exact(v) for v in values)])
-    return rows
-
-
-def _events(result: Result) -> list[dict[str, Any]]:
-    labels = list(result.monthly["month"])
-    events = result.events
-    return [
-        {"month": labels[month], "day": day, "stage": stage, "what": what}
-        for month, day, stage, what in zip(
-            events["month_index"], events["day"], events["stage"], events["what"], strict=True
-        )
-    ]
-
-
-def _assumptions(result: Result) -> list[dict[str, str]]:
-    rows = []
-    for item in result.assumptions:
-        source = ", ".join(part for part in (item.source, item.date) if part)
-        rows.append(
-            {
-                "key": item.key,
-                "value": _plain(item.value),
-                "unit": item.unit,
-                "kind": item.kind,
-                "source": source,
-            }
-        )
-    return rows
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: human.UNKNOWN}[value]
-    if isinstance(value, (int, float)):
-        return f"{value:,.6g}" if abs(value) < 1e6 else human.count(value, 6)
-    return str(value)
-
-
-def _times(value: Any) -> str:
-    number = human.count(value)
-    return number if number == human.UNKNOWN else f"{number}×"
+def _parquet(table: pd.DataFrame) -> bytes:
+    stream = io.BytesIO()
+    table.to_parquet(stream, index=False)
+    return stream.getvalue()

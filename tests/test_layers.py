@@ -27,7 +27,9 @@ def imported_packages(path: Path) -> set[str]:
 @pytest.mark.parametrize(("layer", "forbidden"), FORBIDDEN.items())
 def test_imports_flow_one_way(layer: str, forbidden: set[str]) -> None:
     for path in sorted((ROOT / layer).rglob("*.py")):
-        assert not imported_packages(path) & forbidden, path
+        # FastAPI describes its bodies in pydantic; the server is imported by `flywheel serve` alone.
+        allowed = {"pydantic"} if path.parent == ROOT / "engine" / "server" else set()
+        assert not imported_packages(path) & (forbidden - allowed), path
 
 
 def test_only_the_app_layer_knows_streamlit() -> None:

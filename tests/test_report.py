@@ -192,10 +192,10 @@ def test_the_command_repeats_the_run() -> None:
     assert changes(base, changed) == {"name": "it's ours", "market.price_usd_per_mtok_output": 0.9}
     words = shlex.split(command_line(changed, 11))
     assert words[:3] == ["flywheel", "run", "api_startup"]
-    from sim.cli import _parse_overrides
+    from sim.terminal import parse_overrides
 
     pairs = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    assert base.override(_parse_overrides(pairs)).content_hash == changed.content_hash
+    assert base.override(parse_overrides(pairs)).content_hash == changed.content_hash
     assert words[-2:] == ["--seed", "11"]
 
 
