@@ -210,7 +210,7 @@ def _rule_of_40(revenue: FloatArray, free_cash_flow: FloatArray) -> FloatArray:
     """Percentage points by month: growth over the year before, plus the margin of the last 12 months."""
     year = metrics.trailing(revenue, 12)
     before = np.concatenate([np.zeros(min(12, len(year))), year])[: len(year)]
-    before[: min(24, len(year))] = 0  # no whole year to compare with
+    before[: min(23, len(year))] = 0  # no whole year to compare with
     growth = _divide(year - before, before)
     margin = _divide(metrics.trailing(free_cash_flow, 12), year)
     return np.array([metrics.rule_of_40(g, m) for g, m in zip(growth, margin, strict=True)])

@@ -70,4 +70,6 @@ def changes(before: Scenario, after: Scenario) -> dict[str, Any]:
 
 
 def _yaml_scalar(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    # What can't be seen (a mark that turns the direction of writing, for one) would make the command lie.
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)

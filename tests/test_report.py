@@ -208,3 +208,12 @@ def test_a_scenario_made_in_code_is_repeated_from_its_yaml() -> None:
 def test_writing_a_report_needs_no_torch() -> None:
     code = "import sys, sim.report, sim.figures, sim.figures_model; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_command_shows_letters_that_turn_the_direction_of_writing() -> None:
+    """Printed as they are they would show another command than the one that runs."""
+    base = Scenario.load("api_startup")
+    words = command_line(base.override({"name": "a\u202eb 中文"}), base.seed)
+    assert "\u202e" not in words
+    assert "\\u202e" in words
+    assert "中文" in words
