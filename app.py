@@ -2,57 +2,126 @@
 
 from __future__ import annotations
 
-import streamlit as st
-
-from sim.ui import controls
+from pathlib import Path
 
 # A wheel, drawn here: an icon named ":material/…:" in this place is fetched from Google (those of pages are not).
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="#0072b2" stroke-width="3">'
     '<path d="M20 12a8 8 0 1 1-3-6.2"/><path d="M20 2v5h-5"/></svg>'
 )
-st.set_page_config(page_title="Model flywheel", page_icon=ICON, layout="wide")
 
-page = st.navigation(
-    [
-        st.Page(
-            "sim/ui/overview.py",
-            title="Overview",
-            icon=":material/dashboard:",
-            help="What the run shows: headline numbers, revenue and compute, margin, cash, cost per token.",
-            default=True,
-        ),
-        st.Page(
-            "sim/ui/scenario.py",
-            title="Scenario",
-            icon=":material/tune:",
-            help="Every assumption with its unit and source; change any of them, save the scenario as YAML.",
-        ),
-        st.Page(
-            "sim/ui/serving.py",
-            title="Serving",
-            icon=":material/speed:",
-            help="What was measured of the model on its machine, what one replica sustains, and the fleet.",
-        ),
-        st.Page(
-            "sim/ui/flywheel.py",
-            title="Flywheel",
-            icon=":material/cycle:",
-            help="Usage becomes data, data a better model, a better model customers: the loop and its events.",
-        ),
-        st.Page(
-            "sim/ui/finance.py",
-            title="Finance",
-            icon=":material/account_balance:",
-            help="Income, balance sheet, cash flow and unit economics, from the double-entry ledger.",
-        ),
-        st.Page(
-            "sim/ui/handover.py",
-            title="Report",
-            icon=":material/description:",
-            help="Download the run: one HTML report that opens without a network, and the data behind it.",
-        ),
-    ]
-)
-controls.sidebar()
-page.run()
+
+def main() -> None:
+    """Draw the frame, then the page that the visitor is on."""
+    import streamlit as st
+
+    from sim.language import tr
+    from sim.ui import controls
+
+    st.set_page_config(page_title=tr("Model flywheel"), page_icon=ICON, layout="wide")
+    with st.sidebar:
+        levers = st.container()  # stands above the language, which is to be known first
+        controls.language_switch()
+
+    def page(file: str, title: str, icon: str, help: str, url: str | None = None) -> list[st.Page]:
+        path = Path(__file__).parent / "sim" / "ui" / f"{file}.py"
+        if not path.exists():
+            return []
+        first = file == "overview"
+        return [st.Page(path, title=title, icon=icon, help=help, url_path=url or file, default=first)]
+
+    shown = st.navigation(
+        {
+            tr("Company"): [
+                *page(
+                    "overview",
+                    tr("Overview"),
+                    ":material/dashboard:",
+                    tr(
+                        "Headline numbers, revenue and compute, margin, cash with its risk of ruin, the fleet."
+                    ),
+                ),
+                *page(
+                    "scenario",
+                    tr("Scenario"),
+                    ":material/tune:",
+                    tr("Every assumption with its unit and source: change, save, import and export them."),
+                ),
+                *page(
+                    "compare",
+                    tr("Compare"),
+                    ":material/compare_arrows:",
+                    tr("Scenarios side by side, and their difference explained term by term."),
+                ),
+                *page(
+                    "uncertainty",
+                    tr("Uncertainty"),
+                    ":material/scatter_plot:",
+                    tr("What chance and unsure assumptions do to the outcome, and which of them decide it."),
+                ),
+                *page(
+                    "decide",
+                    tr("Decide"),
+                    ":material/target:",
+                    tr("The best choice for a goal, and the price, load or cost that reaches a target."),
+                ),
+            ],
+            tr("Machine"): [
+                *page(
+                    "serving",
+                    tr("Serving lab"),
+                    ":material/speed:",
+                    tr(
+                        "Latency against load, what one replica sustains, and which hardware serves cheapest."
+                    ),
+                ),
+                *page(
+                    "engine_page",
+                    tr("Engine"),
+                    ":material/memory:",
+                    tr("The real model: measure this machine, ask it, look inside."),
+                    "engine",
+                ),
+                *page(
+                    "training_lab",
+                    tr("Training lab"),
+                    ":material/model_training:",
+                    tr("Loss curves, the scaling law and its fit, and the plan of a training run."),
+                ),
+                *page(
+                    "flywheel",
+                    tr("Flywheel"),
+                    ":material/cycle:",
+                    tr("Usage becomes data, data a better model, a better model customers: month by month."),
+                ),
+            ],
+            tr("Money"): [
+                *page(
+                    "finance",
+                    tr("Finance"),
+                    ":material/account_balance:",
+                    tr("Statements, cohorts and unit economics, from the double-entry ledger."),
+                ),
+                *page(
+                    "actuals",
+                    tr("Plan and actual"),
+                    ":material/rule:",
+                    tr("What was planned, what happened, and what that means for the months to come."),
+                ),
+                *page(
+                    "handover",
+                    tr("Report"),
+                    ":material/description:",
+                    tr("Send the run: report as HTML or PDF, workbook, and the data behind it."),
+                ),
+            ],
+        },
+        expanded=True,
+    )
+    with levers:
+        controls.sidebar()
+    shown.run()
+
+
+if __name__ == "__main__":  # not in the worker process of a study, which imports this file anew
+    main()

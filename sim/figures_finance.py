@@ -57,6 +57,7 @@ SANKEY_NODE: dict[str, Any] = {
     "hovertemplate": "%{label}<extra></extra>",
 }
 
+Measure = Literal["customers", "mrr"]
 _MOVEMENTS = {
     "new_usd": (mark("new customers"), "cash"),
     "expansion_usd": (mark("expansion"), "revenue"),
@@ -124,9 +125,7 @@ def mrr_by_cause(result: Result) -> pd.DataFrame:
     return causes.groupby("month").sum().reindex(list(result.monthly["month"]), fill_value=0.0).reset_index()
 
 
-def cohort_map(
-    result: Result, measure: Literal["customers", "mrr"] = "customers", theme: Theme = "light"
-) -> go.Figure:
+def cohort_map(result: Result, measure: Measure = "customers", theme: Theme = "light") -> go.Figure:
     """What is left of the customers won in each quarter (or of what they pay), by age."""
     colours, kept = palette(theme), cohorts_kept(result, measure)
     at_year = kept[12].dropna() if 12 in kept else pd.Series(dtype=float)
@@ -168,7 +167,7 @@ def cohort_map(
     )
 
 
-def cohorts_kept(result: Result, measure: Literal["customers", "mrr"] = "customers") -> pd.DataFrame:
+def cohorts_kept(result: Result, measure: Measure = "customers") -> pd.DataFrame:
     """Share of the first month that is left: one row per quarter of joining, one column per age in months.
 
     A quarter is shown at an age that all its cohorts have reached, so that the youngest don't bend the average.

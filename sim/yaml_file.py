@@ -17,7 +17,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from engine.errors import InputError
 
-_LARGEST_FILE_BYTES = 1_000_000
+LARGEST_FILE_BYTES = 1_000_000
 _MOST_VALUES = 10_000
 _DEEPEST = 16
 
@@ -47,10 +47,21 @@ def read_mapping(file: Path, allowed: str) -> CommentedMap:
         InputError: too large, not UTF-8, not YAML (with line and column), or no mapping; `allowed` says what belongs
             there.
     """
-    if file.stat().st_size > _LARGEST_FILE_BYTES:
-        raise InputError(f"{file}: {file.stat().st_size:,} bytes, allowed: at most {_LARGEST_FILE_BYTES:,}")
+    if file.stat().st_size > LARGEST_FILE_BYTES:  # before it is read
+        raise InputError(f"{file}: {file.stat().st_size:,} bytes, allowed: at most {LARGEST_FILE_BYTES:,}")
+    return mapping_in(file.read_bytes(), str(file), allowed)
+
+
+def mapping_in(content: bytes, file: str, allowed: str) -> CommentedMap:
+    """The same of a file's content; `file` is its name in the error messages.
+
+    Raises:
+        InputError: as `read_mapping`.
+    """
+    if len(content) > LARGEST_FILE_BYTES:
+        raise InputError(f"{file}: {len(content):,} bytes, allowed: at most {LARGEST_FILE_BYTES:,}")
     try:
-        document = round_trip_yaml().load(file.read_bytes().decode("utf-8-sig"))
+        document = round_trip_yaml().load(content.decode("utf-8-sig"))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

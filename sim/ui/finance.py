@@ -6,11 +6,11 @@ import pandas as pd
 import streamlit as st
 
 from sim import human
-from sim.figures_finance import cohort_map, cohorts_kept
+from sim.figures_finance import Measure, cohort_map, cohorts_kept
 from sim.language import mark, tr
 from sim.report_lines import TOTALS, by_year, line_label, used
 from sim.shown_tables import shown_tables
-from sim.ui import controls, parts
+from sim.ui import controls, link, parts
 
 _STATEMENTS = {
     "income": mark("Income"),
@@ -37,23 +37,17 @@ result = controls.run_on_show()
 monthly = result.monthly
 parts.heading(result, tr("Every dollar is posted in a double-entry ledger; these are queries over it."))
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    which = st.segmented_control(
+    which = link.choice(
+        st.segmented_control,
         tr("Statement"),
-        list(_STATEMENTS),
-        default="income",
-        required=True,
+        {name: tr(label) for name, label in _STATEMENTS.items()},
         key="statement",
-        format_func=lambda name: tr(_STATEMENTS[name]),
-        bind="query-params",
     )
-    period = st.segmented_control(
+    period = link.choice(
+        st.segmented_control,
         tr("Period"),
-        list(_PERIODS),
-        default="years",
-        required=True,
+        {name: tr(label) for name, label in _PERIODS.items()},
         key="period",
-        format_func=lambda name: tr(_PERIODS[name]),
-        bind="query-params",
     )
 frame = getattr(result.statements, which)()
 if period == "years":
@@ -69,14 +63,11 @@ st.dataframe(
 )
 parts.figures(result, "mrr", "margin")
 st.subheader(tr("Cohorts"))
-measure = st.segmented_control(
+measure: Measure = link.choice(  # type: ignore[assignment]
+    st.segmented_control,
     tr("Share of"),
-    list(_MEASURES),
-    default="customers",
-    required=True,
+    {name: tr(label) for name, label in _MEASURES.items()},
     key="cohort_measure",
-    format_func=lambda name: tr(_MEASURES[name]),
-    bind="query-params",
 )
 parts.chart(
     cohort_map(result, measure, parts.theme()),

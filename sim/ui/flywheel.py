@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from sim import human
+from sim.event_words import STAGES, event_in_words
 from sim.figures_finance import money_by_month
 from sim.figures_loop import loop_by_month, loop_film
 from sim.language import tr
@@ -50,16 +51,18 @@ parts.figures(result, "flywheel", "versions")
 parts.figures(result, "customers")
 st.subheader(tr("What happened"))
 events = result.events.copy()
+events["what"] = [event_in_words(what) for what in events["what"]]
 events["month"] = [monthly["month"].iloc[index] for index in events["month_index"]]
 stages = st.pills(
     tr("Stages"),
     sorted(events["stage"].unique()),
     selection_mode="multi",
     key="stages",
-    format_func=tr,
+    format_func=lambda stage: tr(STAGES[stage]),
     bind="query-params",
 )
 shown = events[events["stage"].isin(stages)] if stages else events
+shown = shown.assign(stage=[tr(STAGES[stage]) for stage in shown["stage"]])
 st.dataframe(
     shown[["month", "day", "stage", "what"]],
     hide_index=True,

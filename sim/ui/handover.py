@@ -1,62 +1,211 @@
-"""Page Report: hand the run over as one HTML file and as data."""
+"""Page Report: hand the run over, as a report that people read and as the data behind it."""
 
 from __future__ import annotations
 
 import io
+import zipfile
+from collections.abc import Callable
 
 import streamlit as st
 
+from sim.engine_words import profile_row
+from sim.language import LANGUAGES, language, mark, tr
 from sim.provenance import provenance_rows
-from sim.report import report_html, result_json
+from sim.report import (
+    SECTIONS,
+    report_html,
+    report_pdf,
+    report_xlsx,
+    result_json,
+    result_tables,
+    table_csv,
+)
 from sim.ui import controls, parts
+from sim.ui.jobs import Tell, bench
 
-result = controls.run_on_show()
-stem = f"{st.session_state['scenario']}-seed{result.seed}"
-parts.heading(result, "Send it: everything below is made from the run on show.")
+_FORMATS = {
+    "html": (mark("HTML: one page with live figures, opens without a network"), "text/html"),
+    "pdf": (mark("PDF: A4, to print or to send to a board"), "application/pdf"),
+    "xlsx": (
+        mark("Excel: statements, metrics and assumptions with live formulas"),
+        "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    ),
+}
 
 
-def ledger_parquet() -> bytes:
-    """Every posting line as Parquet."""
+def files_of(formats: list[str], sections: list[str], code: str, tell: Tell) -> dict[str, bytes]:
+    """{format: the report's bytes}, made one after the other."""
+    made: dict[str, bytes] = {}
+    for number, name in enumerate(formats):
+        told = _share(tell, number / len(formats), 1 / len(formats))
+        told(0.0, name.upper())
+        if name == "html":
+            made[name] = report_html(result, sections, code).encode()
+        elif name == "pdf":
+            made[name] = report_pdf(result, sections, code, told)
+        else:
+            made[name] = report_xlsx(result, code)
+    return made
+
+
+def zipped(make: Callable[[], dict[str, bytes]]) -> bytes:
+    """Files in one ZIP archive."""
     stream = io.BytesIO()
-    result.ledger.to_frame().to_parquet(stream, index=False)
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in make().items():
+            archive.writestr(name, content)
     return stream.getvalue()
 
 
-with st.container(border=True):
-    st.markdown("**Report**")
-    st.caption(
-        "One HTML file with all figures, statements, assumptions and sources. It opens without a network."
-    )
-    st.download_button(
-        "Download the report (HTML)",
-        lambda: report_html(result),
-        file_name=f"{stem}.html",
-        mime="text/html",
-        type="primary",
-        icon=":material/download:",
-        on_click="ignore",
-        key="download_html",
-    )
-with st.container(border=True):
-    st.markdown("**Data**")
-    st.caption(
-        "The monthly table, every posting of the ledger, the whole result, and the scenario as it was run."
-    )
-    with st.container(horizontal=True):
-        for label, name, mime, make in (
-            ("Months (CSV)", f"{stem}-monthly.csv", "text/csv", lambda: result.monthly.to_csv(index=False)),
-            ("Ledger (Parquet)", f"{stem}-ledger.parquet", "application/vnd.apache.parquet", ledger_parquet),
-            ("Result (JSON)", f"{stem}.json", "application/json", lambda: result_json(result)),
-            ("Scenario (YAML)", f"{stem}.yaml", "application/yaml", lambda: result.scenario.to_yaml()),
+def parquet(name: str) -> bytes:
+    """One table of the run as Parquet."""
+    stream = io.BytesIO()
+    result_tables(result)[name].to_parquet(stream, index=False)
+    return stream.getvalue()
+
+
+def build() -> None:
+    """Choose what the report holds, have it made in the background, download it."""
+    with st.container(border=True):
+        st.subheader(tr("Report"))
+        formats = st.pills(
+            tr("Formats"),
+            list(_FORMATS),
+            format_func=str.upper,
+            selection_mode="multi",
+            default=["html", "pdf"],
+            key="formats",
+            persist_state="session",
+        )
+        st.caption("  \n".join(tr(_FORMATS[name][0]) for name in _FORMATS if name in formats))
+        sections = st.pills(
+            tr("Sections of HTML and PDF"),
+            list(SECTIONS),
+            format_func=lambda name: tr(SECTIONS[name]),
+            selection_mode="multi",
+            default=list(SECTIONS),
+            key="sections",
+            persist_state="session",
+        )
+        code = st.segmented_control(
+            tr("Language of the report"),
+            list(LANGUAGES),
+            format_func=lambda code: LANGUAGES[code],
+            default=language(),
+            required=True,
+            key="report_language",
+            persist_state="session",
+        )
+        formats = [name for name in _FORMATS if name in formats]
+        sections = [name for name in SECTIONS if name in sections]
+        lacking = tr("Choose a format.") if not formats else "" if sections else tr("Choose a section.")
+        key = ("report", *run_key, code, tuple(formats), tuple(sections))
+        if st.button(
+            tr("Make the report"),
+            type="primary",
+            icon=":material/description:",
+            disabled=bool(lacking),
+            help=lacking or None,
+            key="make",
         ):
-            st.download_button(
-                label,
-                make,
-                file_name=name,
-                mime=mime,
-                icon=":material/table:",
-                on_click="ignore",
-                key=f"download_{name}",
+            st.session_state["report_key"] = key
+            bench().start(key, lambda tell: files_of(formats, sections, code, tell), patience_s=0.2)
+        made = st.session_state.get("report_key")
+        if made is None or made[: len(run_key) + 1] != key[: len(run_key) + 1]:
+            return  # none asked for, or of another run than the one on show
+        job = bench().find(made)
+        files = parts.outcome(job, tr("The report")) if job is not None else None
+        if files is None:
+            return
+        with st.container(horizontal=True):
+            for name, content in files.items():
+                st.download_button(
+                    tr("Download {format} ({size})", format=name.upper(), size=_size(content)),
+                    content,
+                    file_name=f"{stem}.{name}",
+                    mime=_FORMATS[name][1],
+                    icon=":material/download:",
+                    on_click="ignore",
+                    key=f"download_{name}",
+                )
+        if "html" in files and st.toggle(tr("Preview"), key="preview"):
+            st.iframe(files["html"].decode(), height=900, alt=tr("Preview of the report"))
+
+
+def data() -> None:
+    """The tables and the whole result, each at a click."""
+    tables: dict[str, Callable[[], dict[str, bytes]]] = {
+        "csv": lambda: {
+            f"{name}.csv": table_csv(table).encode() for name, table in result_tables(result).items()
+        },
+        "parquet": lambda: {f"{name}.parquet": parquet(name) for name in result_tables(result)},
+    }
+    with st.container(border=True):
+        st.subheader(tr("Data"))
+        st.caption(
+            tr(
+                "Months, every posting of the ledger, the statements and cohorts; the whole result; the scenario."
             )
-st.subheader("Where the numbers come from")
-st.table(dict(provenance_rows(result)), border="horizontal", alt="Provenance of the run")
+        )
+        with st.container(horizontal=True):
+            for label, name, mime, make in (
+                (tr("Months (CSV)"), "monthly.csv", "text/csv", lambda: table_csv(result.monthly).encode()),
+                (
+                    tr("Ledger (Parquet)"),
+                    "ledger.parquet",
+                    "application/vnd.apache.parquet",
+                    lambda: parquet("ledger"),
+                ),
+                (tr("All tables (CSV)"), "csv.zip", "application/zip", lambda: zipped(tables["csv"])),
+                (
+                    tr("All tables (Parquet)"),
+                    "parquet.zip",
+                    "application/zip",
+                    lambda: zipped(tables["parquet"]),
+                ),
+                (
+                    tr("Result (JSON)"),
+                    "result.json",
+                    "application/json",
+                    lambda: result_json(result).encode(),
+                ),
+                (
+                    tr("Scenario (YAML)"),
+                    "scenario.yaml",
+                    "application/yaml",
+                    lambda: result.scenario.to_yaml().encode(),
+                ),
+            ):
+                st.download_button(
+                    label,
+                    make,
+                    file_name=f"{stem}-{name}",
+                    mime=mime,
+                    icon=":material/table:",
+                    on_click="ignore",
+                    key=f"download_{name}",
+                )
+
+
+def _share(tell: Tell, start: float, share: float) -> Tell:
+    return lambda fraction, what: tell(start + share * fraction, what)
+
+
+def _size(content: bytes) -> str:
+    return f"{len(content) / 1e6:.1f} MB" if len(content) >= 1e5 else f"{max(len(content) / 1e3, 1):.0f} kB"
+
+
+result = controls.run_on_show()
+stem = f"{st.session_state['scenario']}-seed{result.seed}".replace(" ", "_")
+run_key = (result.scenario.canonical_json(), result.seed, result.profile.content_hash)
+parts.heading(
+    result, tr("Send it: everything below is made from the run on show, and says how to make it again.")
+)
+build()
+data()
+st.subheader(tr("Where the numbers come from"))
+st.table(
+    dict(profile_row(label, words) for label, words in provenance_rows(result)),
+    border="horizontal",
+    alt=tr("Where the numbers come from"),
+)

@@ -1,78 +1,165 @@
-"""Page Overview: what the run shows, on one screen."""
+"""Page Overview: what the run shows, on one screen; what luck could make of it joins when it is known."""
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
 import streamlit as st
 
 from sim import human
+from sim.figures import cash
+from sim.figures_band import cash_with_ruin
+from sim.language import tr
 from sim.ui import controls, parts
+from sim.ui.jobs import Job, Tell, bench
+
+if TYPE_CHECKING:
+    from sim.study.monte_carlo import MonteCarlo
+
+_RUNS = 100
+_STILL_S = 1.5
+
+
+def luck(tell: Tell) -> MonteCarlo:
+    """The same company under other luck, and with what is unsure about it drawn."""
+    from sim.study.monte_carlo import monte_carlo
+
+    # One core: the other one draws the pages.
+    return monte_carlo(
+        result.scenario,
+        runs=_RUNS,
+        seed=result.seed,
+        fans=("cash_usd",),
+        profile=result.profile,
+        workers=1,
+        progress=tell,
+    )
+
+
+def cash_card() -> None:
+    """Cash at once; the band of luck around it joins when it is known."""
+    unsure = {key: str(value) for key, value in result.scenario.uncertain.items()}
+    key = ("luck", result.scenario.canonical_json(), str(unsure), result.seed, result.profile.content_hash)
+    before = st.session_state.get("luck_key")
+    if before is not None and before != key:  # that of a company no longer on show
+        last = bench().find(before)
+        if last is not None and not last.future.done():
+            bench().forget(before)
+    st.session_state["luck_key"] = key
+    job: Job[MonteCarlo] | None = bench().find(key)
+    if job is None:
+        parts.chart(cash(result, parts.theme()), "cash", beneath=lambda: when_it_stands_still(key))
+    elif job.future.done() and job.future.exception() is None:
+        parts.chart(cash_with_ruin(result, job.future.result(), parts.theme()), "cash")
+    else:
+        found = job
+        parts.chart(
+            cash(result, parts.theme()), "cash", beneath=lambda: parts.outcome(found, tr("Other luck"))
+        )
+
+
+@parts.fragment(run_every=_STILL_S / 2)
+def when_it_stands_still(key: tuple[object, ...]) -> None:
+    """Begin once the company has not been changed for a moment: half-made studies would only warm the room."""
+    changed, since_s = st.session_state.get("luck_waits", (None, 0.0))
+    if changed != key:
+        st.session_state["luck_waits"] = (key, time.monotonic())
+    elif time.monotonic() - since_s >= _STILL_S:
+        bench().start(key, luck, lane="idle")
+        st.rerun()
+    st.caption(tr("What other luck would make of it is tried in a moment."))
+
 
 result = controls.run_on_show()
 monthly, found = result.monthly, result.headline
 first, last = monthly["month"].iloc[0], monthly["month"].iloc[-1]
 parts.heading(
     result,
-    f"{first} to {last} · served by {result.profile.model.name}, "
-    f"{result.profile.kind} on {result.profile.hardware.name} ({result.profile.created_at[:10]})",
+    tr(
+        "{first} to {last} · served by {model}, {kind} on {machine} ({date})",
+        first=first,
+        last=last,
+        model=result.profile.model.name,
+        kind=tr(result.profile.kind),
+        machine=result.profile.hardware.name,
+        date=result.profile.created_at[:10],
+    ),
 )
 
 margin = monthly["gross_margin"].clip(lower=-2)  # the first months would flatten all others
+runway = monthly["runway_months"]
 with st.grid(4, min_column_width=160, gap="small"):
     parts.metric(
-        "ARR at the end",
+        tr("ARR at the end"),
         human.usd(found["arr_usd_end"]),
         monthly["arr_usd"],
-        f"{human.usd(found['revenue_usd_total'])} revenue in all",
-        "Annual recurring revenue: twelve times the recurring revenue of the last month.",
+        tr("{revenue} revenue in all", revenue=human.usd(found["revenue_usd_total"])),
+        tr("Annual recurring revenue: twelve times the recurring revenue of the last month."),
     )
     parts.metric(
-        "Gross margin",
+        tr("Gross margin"),
         human.percent(found["gross_margin_last12"]),
         margin,
-        "last twelve months",
-        "(Revenue − cost of goods sold) / revenue. Serving is cost of goods, training is operating expense.",
+        tr("last twelve months"),
+        tr(
+            "(Revenue − cost of goods sold) / revenue. Serving is cost of goods, training is operating expense."
+        ),
     )
     out = str(found["cash_out_month"])
     parts.metric(
-        "Cash at the end",
+        tr("Cash at the end"),
         human.usd(found["cash_usd_end"]),
         monthly["cash_usd"],
-        f"lowest {human.usd(found['cash_usd_min'])}" if out == "never" else f"runs out in {out}",
-        "Cash at month end. Below zero the company is insolvent unless it raises money.",
+        tr("lowest {cash}", cash=human.usd(found["cash_usd_min"]))
+        if out == "never"
+        else tr("runs out in {month}", month=out),
+        tr("Cash at month end. Below zero the company is insolvent unless it raises money."),
     )
     parts.metric(
-        "Break-even",
-        str(found["breakeven_month"]),
-        monthly["net_income_usd"],
-        "net income by month",
-        "The first of three months in a row with a positive net income.",
+        tr("Shortest runway"),
+        human.months(runway.min()),
+        runway[np.isfinite(runway)],
+        tr("break-even in {month}", month=found["breakeven_month"])
+        if found["breakeven_month"] != "never"
+        else tr("no break-even in this run"),
+        tr(
+            "Months that the cash lasts at the burn of three months. Break-even: the first of three profitable months."
+        ),
     )
     parts.metric(
-        "Paying customers",
+        tr("Paying customers"),
         human.count(found["customers_end"]),
         monthly["customers"],
-        f"LTV / CAC {human.count(found['ltv_to_cac_last'], 2)}",
-        "At the end of the run; lifetime value against the cost of winning a customer.",
+        tr("LTV / CAC {ratio}", ratio=human.count(found["ltv_to_cac_last"], 2)),
+        tr("At the end of the run; lifetime value against the cost of winning a customer."),
     )
     parts.metric(
-        "Cost of a million tokens",
+        tr("Cost per 1M tokens"),
         human.usd(found["serving_cost_usd_per_mtok_last"]),
         monthly["serving_cost_usd_per_mtok"],
-        f"sold for {human.usd(found['price_usd_per_mtok_last'])}",
-        "Serving cost of prompt and output tokens together, in the last month.",
+        tr("sold for {price}", price=human.usd(found["price_usd_per_mtok_last"])),
+        tr("Serving cost of prompt and output tokens together, in the last month."),
     )
     parts.metric(
-        "Compute of revenue",
+        tr("Compute of revenue"),
         human.percent(found["compute_share_of_revenue"]),
         monthly["compute_serving_usd"] + monthly["compute_training_usd"],
-        "serving and training",
-        "What serving and training cost, as a share of all revenue.",
+        tr("serving and training"),
+        tr("What serving and training cost, as a share of all revenue."),
     )
     parts.metric(
-        "Fleet at its peak",
-        f"{human.count(found['replicas_peak'])} replicas",
+        tr("Fleet at its peak"),
+        tr("{count} replicas", count=human.count(found["replicas_peak"])),
         monthly["replicas_mean"],
-        f"{human.percent(found['utilisation_mean'])} used on average",
-        "Machines at the busiest hour; use of what they can carry within the latency objective.",
+        tr("{share} used on average", share=human.percent(found["utilisation_mean"])),
+        tr("Machines at the busiest hour; use of what they can carry within the latency objective."),
     )
-parts.figures(result, "revenue", "margin", "cash", "cost_per_mtok")
+with st.grid(2, min_column_width=340, gap="small"):
+    parts.figure(result, "revenue")
+    parts.figure(result, "margin")
+    cash_card()
+    parts.figure(result, "fleet")
+    parts.figure(result, "cost_per_mtok")
+    parts.figure(result, "customers")

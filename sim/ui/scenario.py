@@ -1,4 +1,4 @@
-"""Page Scenario: every assumption with its unit, meaning and source; any of them can be changed."""
+"""Page Scenario: every assumption with its unit, meaning and source; change, compare with the file, save, hand on."""
 
 from __future__ import annotations
 
@@ -6,126 +6,249 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic.fields import FieldInfo
 
 from engine.errors import InputError
+from sim.language import mark, tr
 from sim.scenario import Scenario
 from sim.scenario_help import leaves, unit_of
-from sim.ui import controls, parts
+from sim.ui import controls, edits, link, parts, scenarios
 
 _SECTIONS = {
-    "Market": "market",
-    "Deployment": "deployment",
-    "Training": "training",
-    "Data": "data",
-    "Finance": "finance",
-    "Run": "",
+    "market": mark("Market"),
+    "deployment": mark("Deployment"),
+    "training": mark("Training"),
+    "data": mark("Data"),
+    "finance": mark("Finance"),
+    "run": mark("Run"),
+    "yaml": mark("All as YAML"),
 }
+_IN_RUN = ("", "loop")  # keys at the top of the file, and those of small sections
+_KINDS = {
+    "measured": mark("measured"),
+    "predicted": mark("predicted"),
+    "sourced": mark("sourced"),
+    "assumed": mark("assumed"),
+}
+_SHOWN_FOUND = 60
+Leaf = tuple[str, Any, FieldInfo]
 
 
-def as_text(value: Any) -> str:
-    """A value as it is written in YAML: 1e11, true, null."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+def parts_of(scenario: Scenario, section: str) -> dict[str, list[Leaf]]:
+    """{part: its assumptions} of a section: its own keys ("") and those of each plan, role, source … in it."""
+    found: dict[str, list[Leaf]] = {}
+    for leaf in leaves(scenario):
+        sections = leaf[0].split(".")[:-1]
+        head = sections[0] if sections else ""
+        if head == section or (section == "run" and head in _IN_RUN):
+            found.setdefault(".".join(sections[1:]), []).append(leaf)
+    return found
 
 
-def from_text(text: str) -> Any:
-    """A value as YAML reads it, like `--set` on the command line."""
+def field(leaf: Leaf, sources: dict[str, str], *, with_section: bool) -> None:
+    """One assumption: its meaning, the value to type over, its key, unit and source; why the value is refused."""
+    key, value, described = leaf
+    typed, reason = edits.refused(name).get(key, ("", ""))
+    widget = f"field {name} {key}"
+    st.session_state[widget] = typed if reason else edits.text_of(scenario, key, value)
+    meaning = tr(described.description or key)
+    with st.container(gap="xsmall", height="stretch"):
+        st.text_input(
+            key if with_section else key.rsplit(".", 1)[-1],
+            key=widget,
+            on_change=lambda: edits.type_in(name, scenario, key, st.session_state[widget]),
+            icon=":material/error:" if reason else ":material/edit:" if key in differs else None,
+        )
+        if reason:
+            st.error(parts.plain(reason.split(f"{key}: ", 1)[-1]), icon=":material/error:")
+        unit, source = tr(unit_of(described)), sources.get(key, "")
+        said = meaning[:1].upper() + meaning[1:] + (f" [{unit}]" if unit else "")
+        st.caption(parts.plain(" · ".join(word for word in (said, source) if word)))
+
+
+def fields(section: str) -> None:
+    """All assumptions of a section, part by part."""
+    found = parts_of(scenario, section)
+    part = next(iter(found))
+    if len(found) > 1:
+        labels = {path: parts.plain(path.replace(".", " · ")) or tr("general") for path in found}
+        part = link.choice(st.pills, tr("Part"), labels, key="part", label_visibility="collapsed")
+    grid(found[part], with_section=False)
+
+
+def grid(found: list[Leaf], *, with_section: bool) -> None:
+    """Assumptions side by side where there is room."""
+    sources = {
+        item.key: f"{item.source} ({item.date})" if item.date else item.source
+        for item in result.assumptions
+        if item.source
+    }
+    with st.grid(3, min_column_width=300, gap="medium"):
+        for leaf in found:
+            field(leaf, sources, with_section=with_section)
+
+
+def as_yaml() -> None:
+    """The whole scenario as text: the way to add or take out a plan, a role, a round."""
+    text = st.text_area(
+        tr("The scenario as YAML"),
+        scenario.to_yaml(),
+        height=560,
+        key=f"yaml {name} {scenario.content_hash}",
+        help=tr("Plans, roles, data sources and rounds can be added or taken out here."),
+    )
+    if st.button(tr("Use this text"), type="primary", icon=":material/check:"):
+        take_in(f"{name}.yaml", text.encode())
+
+
+def take_in(file_name: str, content: bytes) -> None:
+    """Import a scenario and choose it, or say why not."""
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        return text  # the schema then says what is allowed
+        st.session_state["choose"] = scenarios.import_yaml(file_name, content)
+    except InputError as error:
+        st.error(parts.plain(str(error)), title=tr("Not taken"), icon=":material/error:")
+    else:
+        st.rerun()
 
 
-def rows(scenario: Scenario, section: str) -> pd.DataFrame:
-    """One row per assumption of a section that is not a lever of the sidebar."""
-    documented = {item.key: item for item in result.assumptions}
-    found = []
-    for key, value, field in leaves(scenario):
-        head, _, rest = key.partition(".")
-        if (
-            key in controls.LEVER_KEYS
-            or key == "seed"
-            or head == "sources"
-            or (head if rest else "") != section
-        ):
-            continue
-        item = documented.get(key)
-        source = f"{item.source} ({item.date})" if item and item.source else "assumed"
-        found.append((key, as_text(value), unit_of(field), field.description or "", source))
-    return pd.DataFrame(found, columns=["key", "value", "unit", "meaning", "source"]).set_index("key")
+def difference() -> None:
+    """What differs from the file, with units."""
+    st.subheader(tr("Changed from the file"))
+    if not differs:
+        st.caption(tr("Nothing: this is the scenario as its file has it."))
+        return
+    rows = [
+        (key, *differs[key], tr(unit_of(described)))
+        for key, _, described in leaves(scenario)
+        if key in differs
+    ]
+    st.dataframe(
+        pd.DataFrame(rows, columns=["Key", "Before", "After", "Unit"]),
+        hide_index=True,
+        height="content",
+        column_config={
+            "Key": tr("Key"),
+            "Before": tr("Before"),
+            "After": tr("After"),
+            "Unit": tr("Unit"),
+        },
+        alt=tr("What differs from the file"),
+    )
+
+
+def hand_on() -> None:
+    """Save, export and import."""
+    with st.grid(3, min_column_width=280, gap="medium"):
+        with st.container(border=True, height="stretch"):
+            st.markdown(f"**{tr('Save')}**")
+            st.caption(tr("As a file of your own in `out/scenarios/`; the command line runs it too."))
+            wanted = st.text_input(
+                tr("Name"), f"{name.removesuffix(' (imported)')}-2", key="save_as", max_chars=60
+            )
+            if st.button(tr("Save"), icon=":material/save:", key="save"):
+                try:
+                    path = scenarios.save(wanted, scenario)
+                except InputError as error:
+                    st.error(parts.plain(str(error)), icon=":material/error:")
+                else:
+                    st.session_state["choose"], st.session_state["saved"] = wanted, str(path)
+                    st.rerun()
+            if "saved" in st.session_state:
+                st.success(parts.plain(st.session_state.pop("saved")), icon=":material/check:")
+        with st.container(border=True, height="stretch"):
+            st.markdown(f"**{tr('Export')}**")
+            st.caption(tr("The scenario as it stands, with the comments of its file."))
+            st.download_button(
+                tr("Download (YAML)"),
+                scenario.to_yaml(),
+                file_name=f"{name}.yaml",
+                mime="application/yaml",
+                icon=":material/download:",
+                on_click="ignore",
+                key="export",
+            )
+        with st.container(border=True, height="stretch"):
+            st.markdown(f"**{tr('Import')}**")
+            st.caption(tr("A scenario file, to be chosen in this tab; save it to keep it."))
+            sent = st.file_uploader(
+                tr("Scenario file"),
+                ["yaml", "yml"],
+                key="import",
+                max_upload_size=1,
+                label_visibility="collapsed",
+            )
+            if sent is not None and st.session_state.get("imported_file") != sent.file_id:
+                st.session_state["imported_file"] = sent.file_id
+                take_in(sent.name, sent.getvalue())
+
+
+def sources_table() -> None:
+    """What the run rests on: measured, predicted, sourced and assumed numbers told apart."""
+    st.subheader(tr("What the run rests on"))
+    wanted = st.pills(
+        tr("Kind"),
+        list(_KINDS),
+        format_func=lambda kind: tr(_KINDS[kind]),
+        selection_mode="multi",
+        key="kinds",
+    )
+    rows = [
+        (item.key, link.as_text(item.value), tr(item.unit), tr(_KINDS[item.kind]), item.source, item.date)
+        for item in result.assumptions
+        if not wanted or item.kind in wanted
+    ]
+    columns = ["Key", "Value", "Unit", "Kind", "Source", "Date"]
+    st.dataframe(
+        pd.DataFrame(rows, columns=columns),
+        hide_index=True,
+        height=360,
+        column_config={column: tr(column) for column in columns},
+        alt=tr("All assumptions of the run"),
+    )
 
 
 result = controls.run_on_show()
 name = st.session_state["scenario"]
+found = controls.asked()
+scenario = found[0] if found else result.scenario
+base = scenarios.load(name)
+filed = edits.texts(base)
+differs = {
+    key: (filed.get(key, "–"), text) for key, text in edits.texts(scenario).items() if filed.get(key) != text
+}
 parts.heading(
-    result, "Every assumption with unit, meaning and source. The levers in the sidebar are not repeated here."
+    result,
+    tr("Every assumption with its unit, meaning and source. Type over a value: the run follows at once."),
 )
-asked = st.session_state["asked"]
-scenario = asked[0] if isinstance(asked, tuple) else result.scenario
-section = st.segmented_control("Section", list(_SECTIONS), default="Market", required=True, key="section")
-table = rows(scenario, _SECTIONS[section])
-with st.form("edit", border=False):
-    edited = st.data_editor(
-        table,
-        height="content",
-        disabled=["key", "unit", "meaning", "source"],
-        column_config={
-            "key": st.column_config.TextColumn("Key", pinned=True),
-            "value": st.column_config.TextColumn(
-                "Value ✎", required=True, help="As in the YAML file: 1e11, true, null"
-            ),
-            "unit": "Unit",
-            "meaning": "Meaning",
-            "source": "Source",
-        },
-        key=f"editor_{name}_{section}",
-        alt=f"Assumptions of the section {section}",
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    labels = {code: tr(label) for code, label in _SECTIONS.items()}
+    section = link.choice(
+        st.segmented_control, tr("Section"), labels, key="section", label_visibility="collapsed"
     )
-    apply = st.form_submit_button("Apply and run", type="primary", icon=":material/play_arrow:")
-if apply:
-    before, after = table["value"].to_dict(), edited["value"].to_dict()
-    changed = {str(key): from_text(str(text)) for key, text in after.items() if text != before[key]}
-    try:
-        scenario.override(changed)
-    except InputError as error:
-        st.error(str(error), title="Nothing was changed", icon=":material/error:")
-    else:
-        if changed:
-            edits = st.session_state.setdefault("edits", {})
-            edits[name] = {**edits.get(name, {}), **changed}
-            st.rerun()
-edits_here = st.session_state.get("edits", {}).get(name, {})
-if edits_here:
-    st.caption(
-        "Changed here: " + ", ".join(f"`{key}` = {as_text(value)}" for key, value in edits_here.items())
+    searched = st.text_input(
+        tr("Search"),
+        key="search",
+        type="search",
+        placeholder=tr("Search all assumptions"),
+        label_visibility="collapsed",
+        width=280,
     )
-st.download_button(
-    "Download this scenario (YAML)",
-    scenario.to_yaml(),
-    file_name=f"{name}.yaml",
-    mime="application/yaml",
-    icon=":material/download:",
-    on_click="ignore",
-)
-st.subheader("What the run rests on")
-kinds = pd.DataFrame(
-    [
-        (item.key, as_text(item.value), item.unit, item.kind, item.source, item.date)
-        for item in result.assumptions
-    ],
-    columns=["Key", "Value", "Unit", "Kind", "Source", "Date"],
-)
-wanted = st.pills(
-    "Kind", ["measured", "predicted", "sourced", "assumed"], selection_mode="multi", key="kinds"
-)
-st.dataframe(
-    kinds[kinds["Kind"].isin(wanted)] if wanted else kinds,
-    hide_index=True,
-    height=360,
-    alt="All assumptions of the run",
-)
+if searched:
+    words = searched.lower().split()
+    hits = [
+        leaf
+        for leaf in leaves(scenario)
+        if all(
+            word in f"{leaf[0]} {leaf[2].description} {tr(leaf[2].description or '')}".lower()
+            for word in words
+        )
+    ]
+    st.caption(tr("{count} of all assumptions", count=len(hits)))
+    grid(hits[:_SHOWN_FOUND], with_section=True)
+elif section == "yaml":
+    as_yaml()
+else:
+    fields(section)
+difference()
+hand_on()
+sources_table()

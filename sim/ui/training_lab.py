@@ -23,7 +23,7 @@ from sim.figures_training import loss_curve, planned_loss, scaling_law
 from sim.language import mark, tr
 from sim.plan_training import published_mfu, run_of
 from sim.training_memory import zero_bytes
-from sim.ui import controls, parts
+from sim.ui import controls, link, parts
 from sim.ui.jobs import Job, Tell, bench
 
 _VIEWS = {
@@ -377,14 +377,11 @@ def company_view() -> None:
 
 
 st.title(tr("Training lab"))
-view = st.segmented_control(
+view = link.choice(
+    st.segmented_control,
     tr("View"),
-    list(_VIEWS),
-    default="train",
-    required=True,
+    {name: tr(label) for name, label in _VIEWS.items()},
     key="training_view",
-    format_func=lambda name: tr(_VIEWS[name]),
     label_visibility="collapsed",
-    bind="query-params",
 )
 {"train": train_here, "law": law_view, "plan": plan_view, "company": company_view}[view]()
