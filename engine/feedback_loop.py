@@ -1,8 +1,8 @@
 """The flywheel once, in small and for real: train, serve, collect what users sent, train again, compare.
 
-1. A base model is trained on bought text. 2. It is served over HTTP (`engine.tiny_server`). 3. Simulated users, each
-with a text of its own (a file), send it piece by piece and ask for the continuation; some allow the company to keep
-what they send, and some send a piece twice. 4. What was allowed is cleaned and deduplicated. 5. Two models are
+1. A base model is trained on bought text. 2. It is served over HTTP (`engine.server`). 3. Simulated users, each with
+a text of its own (a file), send it piece by piece and ask for the continuation; some allow the company to keep what
+they send, and some send a piece twice. 4. What was allowed is cleaned and deduplicated. 5. Two models are
 trained from the same start by the same recipe: on the base text and the collected text, and, as a control, on the
 base text and as many tokens of further bought text. 6. All three are judged on the text of users who never sent
 anything. The control tells what a collected token is worth in bought ones: a scenario's `data.feedback_quality`.
@@ -27,8 +27,8 @@ from engine.data import Document, PreparedData, Progress, Tokens, pack, part, pr
 from engine.errors import InputError
 from engine.files import write_atomically
 from engine.optimization import evaluate, threads_for
+from engine.served import log_lines
 from engine.simulated_users import Usage, collect, serve_users
-from engine.tiny_server import log_lines
 from engine.train_config import TrainConfig, TrainReport
 from engine.trainer import new_model, save_model, train
 

@@ -14,11 +14,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, cast
 
 from engine.batch import Request, SchedulerConfig
 from engine.errors import InputError
+from engine.json_mode import JsonAnswer, JsonTokens
 from engine.linear import COMPUTE_DTYPES, require_weights, weight_bytes
 from engine.model import DTYPES, free_bytes, load_model, load_tokenizer, shape_of
 from engine.profile import ModelShape
@@ -27,6 +29,7 @@ from engine.runner import BatchChunk, ModelRunner
 from engine.sampling import SamplingParams, SamplingState, TokenLogprobs, random_key, sample, token_logprobs
 from engine.scheduler import Scheduler, Step
 from engine.support import require_servable
+from engine.token_bytes import token_bytes
 
 _BLOCK_TOKENS = 16
 _LIMITS = {"cpu": (64, 512), "cuda": (256, 8192)}  # requests, tokens of a step
@@ -203,9 +206,21 @@ class LLM:
         Raises:
             QueueFullError: `max_waiting_requests` wait already.
         """
+        return self.submit(prompt, params, priority=priority, timeout_s=timeout_s, streams=streams).request_id
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        streams: bool = False,
+    ) -> RequestOutput:
+        """Queue a prompt as `add_request` does, and give its output, which fills while steps run."""
         generation = self._prepare(prompt, params, priority, timeout_s, streams)
         self._enqueue(generation)
-        return generation.output.request_id
+        return generation.output
 
     def step(self) -> list[RequestOutput]:
         """Run one batch; gives the outputs that got a token or timed out. Nothing to do gives an empty list."""
@@ -258,6 +273,17 @@ class LLM:
         """
         self._drop(request_id, "cancelled")
 
+    @cached_property
+    def json_tokens(self) -> JsonTokens:
+        """The vocabulary as pieces of JSON; the first time takes about a second.
+
+        Raises:
+            InputError: the model has no tokenizer, or one that can't write all of JSON.
+        """
+        if self.tokenizer is None:
+            raise InputError(f"model {self.shape.name!r} has no tokenizer: it can't be held to JSON")
+        return JsonTokens(token_bytes(self.tokenizer, self.shape.vocab_size))
+
     def _prepare(
         self,
         prompt: Prompt,
@@ -296,7 +322,9 @@ class LLM:
             output = RequestOutput(request_id, token_ids, metrics=RequestMetrics(now_s))
             if params.logprobs is not None:
                 output.logprobs, output.cumulative_logprob = [], 0.0
-            state = SamplingState(params, random_key(seed, index), token_ids, output.token_ids, tuple(ends))
+            answer = JsonAnswer(self.json_tokens, params.max_tokens) if params.json_object else None
+            key = random_key(seed, index)
+            state = SamplingState(params, key, token_ids, output.token_ids, tuple(ends), answer)
             deadline_s = None if timeout_s is None else now_s + timeout_s
             made.append(Generation(request, state, output, self.tokenizer, first, streams, deadline_s))
         self.scheduler.check_fit(made[0].request)

@@ -93,6 +93,8 @@ class Generation:
     def draft(self, most: int) -> None:
         """Guess up to `most` tokens for the next step, if it is a decode."""
         request = self.request
+        if self.state.json_answer is not None:
+            return  # what may follow a guess is not known before it is taken
         decodes = request.output_tokens and request.computed_tokens + 1 == request.total_tokens
         if decodes and request.state is State.RUNNING:
             known = self.output.prompt_token_ids + self.output.token_ids
@@ -136,7 +138,9 @@ class Generation:
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + logprobs.logprob
         if self._reads:
             self._reader.read(output.token_ids)
-        if self._reader.stopped or token in self._ends:
+        answer = self.state.json_answer
+        closed = answer is not None and answer.is_complete(output.token_ids)
+        if self._reader.stopped or token in self._ends or closed:
             self.finish("stop", now_s)
         elif len(output.token_ids) == self.params.max_tokens:
             self.finish("length", now_s)

@@ -2,9 +2,10 @@
 
 Models what the sampling parameters of an OpenAI-compatible service mean. A row of logits is changed in this order:
 logit_bias; repetition penalty over prompt and output (Keskar et al. 2019, CTRL); frequency and presence penalties
-over the output; min_tokens. Then greedy takes the highest, and a draw divides by the temperature, keeps the top_k
-highest, of these the fewest that reach the mass top_p (nucleus sampling, Holtzman et al. 2020), and of these the
-ones that are at least min_p times as likely as the likeliest (Nguyen et al. 2024).
+over the output; min_tokens; what JSON can't go on with (`engine.json_mode`). Then greedy takes the highest, and a draw
+divides by the temperature, keeps the top_k highest, of these the fewest that reach the mass top_p (nucleus sampling,
+Holtzman et al. 2020), and of these the ones that are at least min_p times as likely as the likeliest (Nguyen et al.
+2024).
 
 The drawn token is where the cumulative distribution passes a uniform number that depends on the request's key and
 the position in its output alone. So the same seed gives the same tokens whatever shares the batch, and a request
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 
 from engine.errors import InputError
+from engine.json_mode import JsonAnswer
 
 _NUCLEUS_WIDTH_CPU = 1024  # most nuclei are smaller; sorting all of a vocabulary takes ten times as long
 
@@ -38,7 +40,8 @@ class SamplingParams:
     too; none of them does within the first `min_tokens`. Penalties and `logit_bias` (by token id) change the
     logits, as OpenAI documents them; the repetition penalty is that of transformers. `logprobs` asks for the log
     probability of each token and of that many likeliest alternatives, by the model's own distribution, before
-    anything above changes it; None is off.
+    anything above changes it; None is off. With `json_object` the text is a JSON object, whole unless a stop cuts
+    it, and ends with its closing brace.
 
     Raises InputError for anything that is not allowed.
     """
@@ -59,6 +62,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     n: int = 1
+    json_object: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -73,7 +77,8 @@ class SamplingParams:
         self._require("repetition_penalty", positive, "a finite number > 0")
         for name in ("presence_penalty", "frequency_penalty"):
             self._require(name, _is_within(getattr(self, name), -2, 2), "a number from -2 to 2")
-        self._require("ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
+        for name in ("ignore_eos", "json_object"):
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
         self._require("seed", self.seed is None or _is_whole(self.seed), "a whole number, or none")
         self._require("logprobs", self.logprobs is None or _is_whole(self.logprobs, 0), "a whole number ≥ 0")
         texts = _is_list(self.stop) and all(isinstance(text, str) and text for text in self.stop)
@@ -97,7 +102,7 @@ class SamplingParams:
     def changes_logits(self) -> bool:
         """Anything but temperature and the cuts after it."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
-        return bool(penalties or self.logit_bias or self.min_tokens)
+        return bool(penalties or self.logit_bias or self.min_tokens or self.json_object)
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
@@ -113,6 +118,7 @@ class SamplingState:
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
     end_token_ids: Sequence[int] = ()  # not to be picked within the first min_tokens
+    json_answer: JsonAnswer | None = None  # knows which tokens JSON can't go on with
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +241,7 @@ def _lowest_kept(scores: torch.Tensor, params: Sequence[SamplingParams], width: 
 
 
 def _change(logits: torch.Tensor, states: Sequence[tuple[int, SamplingState]]) -> None:
-    """Bias, penalties and min_tokens, in place, on the given rows of logits [rows, vocab]."""
+    """Bias, penalties, min_tokens and JSON, in place, on the given rows of logits [rows, vocab]."""
     each = [(row, state, state.params) for row, state in states]
     biased = [(row, list(p.logit_bias), list(p.logit_bias.values())) for row, _, p in each if p.logit_bias]
     rows, tokens, values = _places(biased, logits)
@@ -257,6 +263,10 @@ def _change(logits: torch.Tensor, states: Sequence[tuple[int, SamplingState]]) -
     early = [(r, s.end_token_ids, 0.0) for r, s, p in each if len(s.output_token_ids) < p.min_tokens]
     rows, tokens, _ = _places(early, logits)
     logits[rows, tokens] = -math.inf
+    for row, state, _ in each:
+        if state.json_answer is not None:
+            forbidden = torch.from_numpy(state.json_answer.forbidden(state.output_token_ids))
+            logits[row].masked_fill_(forbidden.to(logits.device), -math.inf)
 
 
 def _places(

@@ -151,6 +151,23 @@ class Scheduler:
         self._free(request)
         request.state = State.FINISHED
 
+    def lend(self, tokens: int) -> list[int]:
+        """Blocks for work beside the requests, between two steps; to be given to `take_back`.
+
+        Raises:
+            QueueFullError: so many are not free.
+        """
+        blocks = self._blocks(tokens)
+        if blocks > self._pool.free_blocks:
+            raise QueueFullError(
+                f"{blocks} KV blocks are asked for, {self._pool.free_blocks} of {self.config.num_blocks} are free"
+            )
+        return self._pool.take(blocks)
+
+    def take_back(self, table: list[int]) -> None:
+        """The blocks that `lend` gave."""
+        self._pool.release(table)
+
     def unchanged_steps(self, step: Step) -> int:
         """For how many steps, this one included, the same requests decode and nothing else happens.
 

@@ -23,7 +23,7 @@ from engine.cleaning import CleaningRules
 from engine.data import Document, Progress, select
 from engine.errors import InputError
 from engine.llm import LLM
-from engine.tiny_server import Served, TinyServer
+from engine.served import Served
 
 _THREADS = 16  # users at a time
 
@@ -77,10 +77,13 @@ def serve_users(
         requests.append(
             [prompt for prompt, twice in zip(pieces, again, strict=True) for prompt in [prompt] * (1 + twice)]
         )
+    from engine.server.run import Server, ServerConfig  # with what only a server needs
+
     total, done, lock = sum(map(len, requests)), 0, threading.Lock()
+    log: list[Served] = []
     llm = LLM(str(model), device=device)
     begun = time.perf_counter()
-    with TinyServer(llm) as server:
+    with Server(llm, ServerConfig(port=0), on_served=log.append) as server:
 
         def use(user: int) -> None:
             nonlocal done
@@ -94,8 +97,8 @@ def serve_users(
         with ThreadPoolExecutor(_THREADS) as pool:
             for finished in [pool.submit(use, user) for user in range(len(senders))]:
                 finished.result()
-        served = sorted(server.log, key=lambda each: each.user)
-        return served, server.busy_s, time.perf_counter() - begun, int(consents.sum())
+        served = sorted(log, key=lambda each: each.user)
+        return served, server.engine.busy_s, time.perf_counter() - begun, int(consents.sum())
 
 
 def _send(url: str, prompt: str, user: str, store: bool, output_tokens: int) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import urllib.error
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ from engine import LLM
 from engine.data import Document
 from engine.errors import InputError
 from engine.feedback_loop import Judgement, LoopConfig, LoopReport, is_users, run_loop
+from engine.served import Served
 from engine.simulated_users import Usage, collect
 from engine.standard_library import standard_library
-from engine.tiny_server import Served, TinyServer
 from engine.train_config import TrainConfig
 
 TINY = LoopConfig(
@@ -122,46 +120,6 @@ def test_what_is_sent_twice_or_without_consent_is_not_collected() -> None:
     assert [document.source for document in collected] == ["a"]
     assert collected[0].text.strip() == texts[0].strip()
     assert removed == {"exact duplicate": 1}
-
-
-def post(url: str, body: bytes) -> tuple[int, dict[str, Any]]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-
-
-def test_the_server_answers_and_refuses_as_openais_does(turned: tuple[LoopReport, Path]) -> None:
-    llm = LLM(str(turned[1] / "model-1"))
-    with TinyServer(llm) as server:
-        url = f"{server.url}/v1/completions"
-        status, answer = post(url, b'{"prompt": "import ", "max_tokens": 3, "temperature": 0}')
-        assert status == 200
-        assert answer["usage"]["completion_tokens"] <= 3
-        assert answer["choices"][0]["text"] == llm.tokenizer.decode(
-            llm.generate("import ", _greedy(3))[0].token_ids, skip_special_tokens=True
-        )
-        for body, part in (
-            (b"{", "line 1"),
-            (b"[]", "no JSON object"),
-            (b"{}", "prompt"),
-            (b'{"prompt": "x", "max_tokens": 0}', "max_tokens"),
-            (b'{"prompt": "x", "max_tokens": 9999}', "context"),
-        ):
-            status, answer = post(url, body)
-            assert status == 400
-            assert part in answer["error"]["message"]
-        assert post(f"{server.url}/nowhere", b"{}")[0] == 404
-        with urllib.request.urlopen(f"{server.url}/v1/models", timeout=60) as models:
-            assert json.loads(models.read())["data"][0]["object"] == "model"
-    assert [served.text for served in server.log] == [None]
-
-
-def _greedy(tokens: int) -> Any:
-    from engine import SamplingParams
-
-    return SamplingParams(max_tokens=tokens, temperature=0.0)
 
 
 def test_bad_rounds_are_refused(library: Any, tmp_path: Path) -> None:

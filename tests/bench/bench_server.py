@@ -1,0 +1,170 @@
+"""What the server costs beside the engine alone: 64 concurrent streams over HTTP against the same requests in a loop.
+
+    python tests/bench/bench_server.py [--model smollm2-135m] [--device cpu] [--streams 64] [--rounds 3] [--idle]
+
+Each round runs both ways with prompts of its own (64 tokens, 64 output tokens, greedy): `LLM.step` until all are
+done, text decoded as it grows; then the server with keys' meter (SQLite), read by a client process that only looks for
+the end of each stream. Throughput is output tokens over the time from the first request to the last end. The share
+of processor time that the server's process took beyond the engine alone is told beside it: on a machine that others
+use, it says more than the clock. `--idle` also holds 2,000 idle keep-alive connections meanwhile and sends 500
+requests at once. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 64
+QUEUED, IDLE = 500, 2000
+
+
+def main() -> None:
+    """Measure and print; or be the client."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--idle", action="store_true")
+    parser.add_argument("--client", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.client:
+        asyncio.run(client(options.client, json.load(sys.stdin)))
+    else:
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Both ways in turns."""
+    from engine import LLM
+    from engine.metering import Meter
+    from engine.server.run import Server, ServerConfig, raise_file_limit
+
+    raise_file_limit()
+    llm = LLM(options.model, options.device, options.dtype, max_running_requests=options.streams)
+    rng = random.Random(0)
+
+    def prompts(count: int) -> list[list[int]]:
+        return [[rng.randrange(10, llm.shape.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
+
+    alone(llm, prompts(options.streams))  # warms up
+    rates: dict[str, list[float]] = {"engine": [], "server": []}
+    busy: dict[str, list[float]] = {"engine": [], "server": []}
+    with tempfile.TemporaryDirectory() as folder, Meter(f"sqlite:///{Path(folder) / 'usage.db'}") as meter:
+        config = ServerConfig(port=0, queue=QUEUED, price_usd_per_hour=1.0, request_timeout_s=3600)
+        with Server(llm, config, meter=meter) as server:
+            for _ in range(options.rounds):
+                for way in ("engine", "server"):
+                    begun = time.process_time()
+                    asked = prompts(options.streams)
+                    seconds = (
+                        alone(llm, asked) if way == "engine" else over_http(server.url, asked)["seconds"]
+                    )
+                    busy[way].append(time.process_time() - begun)
+                    rates[way].append(options.streams * OUTPUT_TOKENS / seconds)
+            for way, found in rates.items():
+                print(
+                    f"{way}: {statistics.median(found):,.1f} output tokens/s (runs {[round(x, 1) for x in found]})"
+                )
+            lost = 1 - statistics.median(rates["server"]) / statistics.median(rates["engine"])
+            more = statistics.median(busy["server"]) / statistics.median(busy["engine"]) - 1
+            print(f"server overhead: {lost:.1%} of throughput; {more:.1%} more processor time")
+            if options.idle:
+                print(
+                    f"{QUEUED} queued, {IDLE} idle connections: {over_http(server.url, prompts(QUEUED), IDLE)}"
+                )
+        print(f"metered: {len(meter.frame())} requests")
+
+
+def alone(llm: object, prompts: list[list[int]]) -> float:
+    """Seconds of the engine in a loop."""
+    from engine import LLM, SamplingParams
+
+    assert isinstance(llm, LLM)
+    begun = time.perf_counter()
+    params = SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
+    for prompt in prompts:
+        llm.add_request(prompt, params, streams=True)
+    while llm.scheduler.has_work:
+        llm.step()
+    return time.perf_counter() - begun
+
+
+def over_http(url: str, prompts: list[list[int]], idle: int = 0) -> dict[str, float]:
+    """What a client process saw."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--client", url],
+        input=json.dumps({"prompts": prompts, "idle": idle}),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+async def client(url: str, asked: dict[str, object]) -> None:
+    """Hold idle connections, send all prompts at once, read the streams to their ends."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    address = urlsplit(url)
+    where = (address.hostname, address.port)
+    held = []
+    for _ in range(int(str(asked["idle"]))):
+        reader, writer = await asyncio.open_connection(*where)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" in await reader.readline()
+        held.append((reader, writer))
+
+    async def one(prompt: list[int]) -> bool:
+        body = json.dumps(
+            {
+                "prompt": prompt,
+                "max_tokens": OUTPUT_TOKENS,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+            }
+        ).encode()
+        reader, writer = await asyncio.open_connection(*where, limit=1 << 20)
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+        writer.write(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        end = b""
+        while b"[DONE]" not in end:
+            some = await reader.read(1 << 16)
+            if not some:
+                return False
+            end = end[-16:] + some
+        writer.close()
+        return True
+
+    begun = time.perf_counter()
+    prompts = asked["prompts"]
+    assert isinstance(prompts, list)
+    fine = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    seconds = time.perf_counter() - begun
+    alive = 0
+    for reader, writer in held:  # each still answers
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        await writer.drain()
+        while (line := await reader.readline()) and not line.startswith(b"HTTP/1.1"):
+            pass
+        alive += b"200" in line
+    print(json.dumps({"seconds": seconds, "failed": fine.count(False), "idle_alive": alive}))
+
+
+if __name__ == "__main__":
+    main()
