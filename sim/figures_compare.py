@@ -37,7 +37,8 @@ COLUMNS = {
     "model_quality": (mark("Model quality"), mark("fraction")),
 }
 MOST_TERMS = 10  # of a waterfall; smaller ones stand together
-_ROW_PX = 46
+_ROW_PX = 48
+_LONGEST_LABEL = 52  # letters: what a telephone has room for
 _LOWEST_MARGIN = -2.0  # the first months would flatten all others
 
 
@@ -98,7 +99,7 @@ def difference(found: Explanation, theme: Theme = "light", most: int = MOST_TERM
                 x=change,
                 base=(terms["running"] - terms["change"]).to_numpy(float),
                 orientation="h",
-                width=0.42,
+                width=0.36,
                 marker={"color": [colours.cash if value > 0 else colours.serving for value in change]},
                 text=words,
                 textposition="outside",
@@ -232,11 +233,13 @@ def row_labels(figure: go.Figure, labels: list[str], colours: Palette) -> None:
             x=0,
             xanchor="left",
             y=row,
-            yshift=18,
-            text=label if len(label) <= 70 else f"{label[:69]}…",
+            yshift=19,
+            text=label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…",
             showarrow=False,
             align="left",
-            font={"size": 12, "color": colours.muted},
+            borderpad=0,
+            bgcolor=colours.background,  # a line of the plot must not cross the words
+            font={"size": 12, "color": colours.text},
         )
 
 
@@ -246,7 +249,7 @@ def axis_of(unit: str, title: str = "") -> dict[str, Any]:
     if unit.startswith("USD"):
         return usd_axis(words)
     if unit.startswith("fraction") or unit == "0 or 1":
-        return {"title": {"text": words}, "tickformat": ".0%"}
+        return {"title": {"text": f"{title} [%]" if title else words}, "tickformat": ".0%"}
     return {"title": {"text": words}, "exponentformat": "B"}
 
 

@@ -207,7 +207,10 @@ def keys_of(found: Optimum) -> list[str]:
 
 def plain(value: Any) -> str:
     """A lever's value: four digits are more than anyone can set."""
-    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
+    if not isinstance(value, (float, np.floating)):
+        return str(value)
+    number = float(value)
+    return f"{number:,.0f}" if 1e4 <= abs(number) < 1e9 else f"{number:.4g}"
 
 
 def _front(found: Optimum, theme: Theme) -> go.Figure:
@@ -340,6 +343,8 @@ def _progress(found: Optimum, theme: Theme) -> go.Figure:
             setting=setting(found, chosen),
             today=measure_value(parsed.measure, today[goal]),
         )
+        if not chosen["holds"]:
+            title += tr("; at fresh seeds it breaks a condition")
     return go.Figure(
         traces,
         layout(
@@ -359,4 +364,4 @@ def _progress(found: Optimum, theme: Theme) -> go.Figure:
 
 def _by_factors(values: list[float]) -> bool:
     """Whether values were scanned by equal factors: the middle is then far below the mean of the ends."""
-    return values[-1] / values[0] > 20 and float(np.median(values)) < 0.35 * (values[0] + values[-1])
+    return values[-1] / values[0] > 8 and float(np.median(values)) < 0.35 * (values[0] + values[-1])

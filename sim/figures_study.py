@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BANDS = ((5, 95, 0.14), (25, 75, 0.2))  # percentiles and opacity, the wide one first
 MOST_ROWS = 10
 _BINS = 30
-_ROW_PX = 46
+_ROW_PX = 48
 _LOWEST_MARGIN = -2.0
 
 
@@ -165,7 +165,7 @@ def spread(study: MonteCarlo, outcome: str, theme: Theme = "light") -> go.Figure
             showlegend=False,
         ),
     )
-    heights = {"p5": 1.0, "p50": 1.09, "p95": 1.0}
+    heights = {"p5": 1.0, "p50": 0.9, "p95": 1.0}  # the middle one lower, where it may come near the others
     for level, height in heights.items():
         if np.isfinite(row[level]):
             figure.add_vline(row[level], line={"color": colours.text, "width": 1.5, "dash": "dot"})
@@ -177,6 +177,7 @@ def spread(study: MonteCarlo, outcome: str, theme: Theme = "light") -> go.Figure
                 yanchor="bottom",
                 text=f"{name} {shown(outcome, row[level])}",
                 showarrow=False,
+                bgcolor=colours.background,
                 font={"size": 12, "color": colours.text},
             )
     return figure
@@ -187,10 +188,6 @@ def tornado(found: Sensitivity, theme: Theme = "light") -> go.Figure:
     colours = palette(theme)
     table = found.table[found.table["error"] == ""].head(MOST_ROWS)
     names = meanings(table["key"].tolist())
-    ranges = [
-        tr("{low} to {high}", low=quantity(row["low"], row["unit"]), high=quantity(row["high"], row["unit"]))
-        for _, row in table.iterrows()
-    ]
     rows, base = np.arange(len(table)), found.base.value
     pale = [0.35 if noise else 1.0 for noise in table["in_noise"]]
     traces = []
@@ -205,9 +202,9 @@ def tornado(found: Sensitivity, theme: Theme = "light") -> go.Figure:
                 x=ends - base,
                 base=base,
                 orientation="h",
-                width=0.42,
+                width=0.36,
                 name=name,
-                offset=-0.21,
+                offset=-0.18,
                 marker={"color": colour, "opacity": pale},
                 customdata=[
                     f"<b>{key}</b> = {quantity(value, unit)}<br>{_value(found, end)}"
@@ -232,9 +229,7 @@ def tornado(found: Sensitivity, theme: Theme = "light") -> go.Figure:
         "Each alone at both ends of its range, mean of {seeds} common seeds; pale: within what chance does",
         seeds=found.seeds,
     )
-    figure = _rows(
-        traces, title, subtitle, [f"{a}: {b}" for a, b in zip(names, ranges, strict=True)], found, colours
-    )
+    figure = _rows(traces, title, subtitle, names, found, colours)
     figure.update_layout(barmode="overlay")
     figure.add_vline(base, line={"color": colours.text, "width": 1.5})
     return figure
@@ -333,7 +328,7 @@ def _bars(
         y=rows,
         x=value,
         orientation="h",
-        width=0.42,
+        width=0.36,
         name=name,
         marker={"color": colours.revenue, "opacity": [0.35 if noise else 1.0 for noise in table["in_noise"]]},
         error_x={"array": high - value, "arrayminus": value - low, "color": colours.text, "thickness": 1.5},
