@@ -123,7 +123,7 @@ def run(
 
 
 app.command(
-    epilog="Examples: flywheel profile smollm2-135m --price-usd-per-hour 0.0496; "
+    epilog="Example: flywheel profile smollm2-135m --price-usd-per-hour 0.0496, or of a server, "
     "flywheel profile --endpoint http://127.0.0.1:8000 --price-usd-per-hour 2 --out theirs.json"
 )(cli_profile.profile)
 app.command(epilog="Example: flywheel replay requests.csv --replicas 40 --out per_request.csv")(

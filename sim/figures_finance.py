@@ -125,7 +125,7 @@ def mrr_by_cause(result: Result) -> pd.DataFrame:
     return causes.groupby("month").sum().reindex(list(result.monthly["month"]), fill_value=0.0).reset_index()
 
 
-def cohort_map(result: Result, measure: Measure = "customers", theme: Theme = "light") -> go.Figure:
+def cohort_map(result: Result, theme: Theme = "light", measure: Measure = "customers") -> go.Figure:
     """What is left of the customers won in each quarter (or of what they pay), by age."""
     colours, kept = palette(theme), cohorts_kept(result, measure)
     at_year = kept[12].dropna() if 12 in kept else pd.Series(dtype=float)

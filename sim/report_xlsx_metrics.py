@@ -145,7 +145,7 @@ def _formulas(sheet: MonthSheet, sheets: Sheets) -> dict[str, Callable[[int], st
         return f'=IF({gained}>0,{over("net_burn_usd", m)}/{gained},"")'
 
     def rule(m: int) -> str:
-        if m < 24:  # the table knows no growth before there are two years
+        if m < 23:  # the table knows no growth before there are two years
             return '=""'
         year, before = over("revenue_usd", m, 12), over("revenue_usd", m - 12, 12)
         return f'=IFERROR(100*(({year}-{before})/{before}+{over("free_cash_flow_usd", m, 12)}/{year}),"")'

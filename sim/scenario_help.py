@@ -65,7 +65,7 @@ def field_at(schema: type[BaseModel], loc: Loc) -> FieldInfo | None:
         elif part in owner.model_fields:
             field = owner.model_fields[part]
             owner = _section(field.annotation)
-            name_follows = owner is not None and get_origin(field.annotation) in (dict, list)
+            name_follows = owner is not None and get_origin(field.annotation) in (dict, list, tuple)
         else:
             return None
     return field

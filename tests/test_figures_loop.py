@@ -71,7 +71,7 @@ def test_cohorts_start_whole_and_only_lose_customers(result: Result) -> None:
     if len(first_quarter) and "2026 Q1" in kept.index and 6 in kept:
         total = first_quarter.groupby("age_months")["customers"].sum()
         assert kept.loc["2026 Q1", 6] == pytest.approx(total[6] / total[0])
-    assert cohort_map(result, "mrr").data[0].type == "heatmap"
+    assert cohort_map(result, measure="mrr").data[0].type == "heatmap"
 
 
 def test_the_loss_curve_shows_each_measurement() -> None:

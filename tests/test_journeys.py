@@ -75,7 +75,7 @@ def test_change_a_price_compare_send_the_report_and_share_the_link(watched: Watc
     link = page.url
 
     go(page, "Compare")
-    page.get_by_text("Why api_startup, as changed differs from api_startup").wait_for()
+    page.get_by_text("Why api_startup (changed) differs from api_startup").wait_for()
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
 
     go(page, "Report")

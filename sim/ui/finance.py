@@ -55,7 +55,7 @@ if period == "years":
 frame = used(frame)
 lines = frame.round().T
 sums = [line_label(name) for name in frame.columns if name in TOTALS]
-lines.index = pd.Index([line_label(name) for name in frame.columns], name="USD")
+lines.index = pd.Index([line_label(name) for name in frame.columns], name=tr("USD"))
 st.dataframe(
     lines.style.format(human.usd_exact).set_properties(subset=(sums, slice(None)), **{"font-weight": "bold"}),
     height="content",
@@ -70,7 +70,7 @@ measure: Measure = link.choice(  # type: ignore[assignment]
     key="cohort_measure",
 )
 parts.chart(
-    cohort_map(result, measure, parts.theme()),
+    cohort_map(result, parts.theme(), measure),
     "cohort_map",
     cohorts_kept(result, measure).rename_axis("quarter").add_prefix("age_months_").reset_index(),
 )

@@ -9,6 +9,7 @@ import streamlit as st
 from pydantic.fields import FieldInfo
 
 from engine.errors import InputError
+from sim.engine_words import source_in_words
 from sim.language import mark, tr
 from sim.scenario import Scenario
 from sim.scenario_help import leaves, unit_of
@@ -193,7 +194,14 @@ def sources_table() -> None:
         key="kinds",
     )
     rows = [
-        (item.key, link.as_text(item.value), tr(item.unit), tr(_KINDS[item.kind]), item.source, item.date)
+        (
+            item.key,
+            link.as_text(item.value),
+            tr(item.unit),
+            tr(_KINDS[item.kind]),
+            source_in_words(item.source),
+            item.date,
+        )
         for item in result.assumptions
         if not wanted or item.kind in wanted
     ]
