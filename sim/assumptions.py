@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from sim.language import mark
 from sim.scenario_help import leaves, source_of, unit_of
 
 if TYPE_CHECKING:
@@ -42,25 +43,33 @@ def _from_profile(scenario: Scenario, profile: Profile, surface: CapacitySurface
     found = [
         Assumption(key, value, unit, origin, date, profile.kind)
         for key, value, unit in (
-            ("profile.model.parameters", profile.model.parameters, "parameters"),
-            ("profile.fit.median_relative_error", fit.median_relative_error, "fraction, held-out steps"),
-            ("profile.fit.p95_relative_error", fit.p95_relative_error, "fraction, held-out steps"),
+            ("profile.model.parameters", profile.model.parameters, mark("parameters")),
+            (
+                "profile.fit.median_relative_error",
+                fit.median_relative_error,
+                mark("fraction, held-out steps"),
+            ),
+            ("profile.fit.p95_relative_error", fit.p95_relative_error, mark("fraction, held-out steps")),
         )
     ]
     found += [
         Assumption(f"capacity.{key}", value, unit, simulated, date, "predicted")
         for key, value, unit in (
-            ("capacity_rps", surface.capacity_rps, "requests per second and replica under the objective"),
-            ("saturation_rps", surface.saturation_rps, "requests per second and replica at most"),
-            ("prompt_tokens_mean", surface.prompt_tokens_mean, "tokens per request"),
-            ("output_tokens_mean", surface.output_tokens_mean, "tokens per request"),
+            (
+                "capacity_rps",
+                surface.capacity_rps,
+                mark("requests per second and replica under the objective"),
+            ),
+            ("saturation_rps", surface.saturation_rps, mark("requests per second and replica at most")),
+            ("prompt_tokens_mean", surface.prompt_tokens_mean, mark("tokens per request")),
+            ("output_tokens_mean", surface.output_tokens_mean, mark("tokens per request")),
         )
     ]
     if scenario.deployment.replica_price_usd_per_hour is None:
         price = Assumption(
             "profile.hardware.price_usd_per_hour",
             hardware.price_usd_per_hour,
-            "USD per replica-hour",
+            mark("USD per replica-hour"),
             hardware.price_source,
             hardware.price_date,
             "sourced",

@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sim import human
-from sim.language import tr
+from sim.language import language, tr
 from sim.theme import Theme, layout, palette
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def cash(result: Result, theme: Theme = "light") -> go.Figure:
             tr("USD at month end, simulated; below the line a company is insolvent unless it raises money"),
             colours,
             xaxis=month_axis(),
-            yaxis=usd_axis("USD"),
+            yaxis=usd_axis(tr("USD")),
         ),
     )
     if out != "never":
@@ -171,7 +171,10 @@ def cost_and_price(result: Result, theme: Theme = "light") -> go.Figure:
 
 def month_axis() -> dict[str, Any]:
     """Axis of months."""
-    return {"title": {"text": tr("month")}, "type": "date", "hoverformat": "%B %Y", "showgrid": False}
+    axis = {"title": {"text": tr("month")}, "type": "date", "hoverformat": "%B %Y", "showgrid": False}
+    if language() != "en":  # Plotly names the months in English
+        axis |= {"hoverformat": "%Y-%m", "tickformat": "%Y-%m"}
+    return axis
 
 
 def usd_axis(title: str) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def roofline(profile: Profile, theme: Theme = "light") -> go.Figure:
         prefill=human.percent(shares.get("prefill")),
         decode=human.percent(shares.get("decode")),
     )
-    source = profile.hardware.peak_source or tr("source not known")
+    source = tr(profile.hardware.peak_source or mark("source not known"))
     return go.Figure(
         traces,
         layout(

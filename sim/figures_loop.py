@@ -274,7 +274,6 @@ def _player(months: list[str], colours: Palette) -> dict[str, Any]:
     """Buttons to play and stop, and a slider over the months."""
     shown = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     played = {
-        
         "frame": {"duration": _FRAME_MS, "redraw": True},
         "transition": {"duration": 0},
     }

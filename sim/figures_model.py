@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sim import human
+from sim.event_words import event_in_words
 from sim.figures import bars, finite, line, month_axis
 from sim.language import tr
 from sim.theme import Palette, Theme, layout, palette
@@ -272,7 +273,7 @@ def profile_fit(result: Result, theme: Theme = "light") -> go.Figure:
                     if p.kind == kind and p.held_out == held_out
                 ]
                 if chosen:
-                    traces.append(_points(chosen, kind, held_out, getattr(colours, colour)))
+                    traces.append(_points(chosen, tr(kind), held_out, getattr(colours, colour)))
         fit = profile.fit
         title = tr(
             "Step times are predicted within {median} (median) and {p95} (p95) on {points} held-out steps",
@@ -348,7 +349,7 @@ def _event_marks(result: Result, colours: Palette) -> list[go.Scatter]:
                     name=name,
                     mode="markers",
                     marker={"symbol": symbol, "size": 11, "color": colour},
-                    customdata=list(rows["what"]),
+                    customdata=[event_in_words(what) for what in rows["what"]],
                     hovertemplate="%{customdata}<extra></extra>",
                 )
             )

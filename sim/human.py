@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sim.language import tr
+
 UNKNOWN = "–"
 _STEPS = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
@@ -65,7 +67,7 @@ def months(value: Any) -> str:
     number = _number(value)
     if number is None:
         return UNKNOWN
-    return "not burning" if math.isinf(number) else f"{number:.0f} months"
+    return tr("not burning") if math.isinf(number) else tr("{count} months", count=f"{number:.0f}")
 
 
 def _number(value: Any) -> float | None:

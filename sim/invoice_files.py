@@ -125,7 +125,7 @@ def invoice_pdf(company: str, invoice: Invoice) -> bytes:
             "title": f"{company}: {tr('Invoice')} {invoice.number}",
             "words": {
                 "invoice": tr("Invoice"),
-                "bill_to": tr("To"),
+                "bill_to": tr("Billed to"),
                 "page": tr("Page"),
                 "of": tr("of"),
             },

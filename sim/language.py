@@ -1,13 +1,16 @@
 """The language that people read: English in the code, others in `sim/locale/LANGUAGE.po`.
 
 `tr("{share} of revenue", share="12%")` gives the sentence in the language of the moment. A sentence without a
-translation stays English; `tests/test_language.py` finds it. What machines read (keys, columns, logs, errors of the
-command line) is English always, and no result depends on the language.
+translation stays English; `tests/test_language.py` finds it, `python tests/translations.py` brings the file up to
+date. What machines read (keys, columns, logs, errors of the command line) is English always, and no result depends
+on the language: sentences that the simulation or the engine words itself are told again where they are shown
+(`retell`; their templates stand in `sim.event_words` and `sim.engine_words`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -30,6 +33,21 @@ def tr(text: str, **values: Any) -> str:
 def mark(text: str) -> str:
     """A sentence that is translated later, by `tr` of a variable: for constants of a module."""
     return text
+
+
+def retell(sentence: str, templates: Iterable[str]) -> str:
+    """A sentence made in English of one of these templates, in the language of the moment.
+
+    The {names} are read back out of the sentence; the first template that fits is taken. A sentence of none of them
+    is looked up as it is, and stays English without a translation.
+    """
+    if _current.get() == "en":
+        return sentence
+    for template in templates:
+        found = _pattern(template).fullmatch(sentence)
+        if found:
+            return tr(template, **found.groupdict())
+    return tr(sentence)
 
 
 def language() -> str:
@@ -57,6 +75,13 @@ def speaking(code: str) -> Iterator[None]:
         yield
     finally:
         _current.set(before)
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", template)  # text, name, text, name, … text
+    names = [f"(?P<{part}>.+?)" if place % 2 else re.escape(part) for place, part in enumerate(parts)]
+    return re.compile("".join(names), re.DOTALL)
 
 
 @cache

@@ -15,6 +15,8 @@ import pandas as pd
 from engine.errors import InputError
 from sim import human
 from sim.assumptions import Assumption
+from sim.engine_words import profile_row, source_in_words
+from sim.event_words import STAGES, event_in_words
 from sim.language import mark, tr
 from sim.provenance import command_line, program_version, provenance_rows
 from sim.report_lines import STATEMENTS, TOTALS, by_year, line_label, used
@@ -148,7 +150,7 @@ def finance_tables(result: Result) -> list[Table]:
 
     return [
         Table(
-            tr(title),
+            title,
             ["", *(str(column) for column in table.columns)],
             [[str(label), *row] for label, row in zip(table.index, table.to_numpy(), strict=True)],
         )
@@ -240,7 +242,7 @@ def event_rows(result: Result) -> list[list[str]]:
     labels = list(result.monthly["month"])
     events = result.events
     return [
-        [labels[month], str(day), tr(stage), tr(what)]
+        [labels[month], str(day), tr(STAGES.get(stage, stage)), event_in_words(what)]
         for month, day, stage, what in zip(
             events["month_index"], events["day"], events["stage"], events["what"], strict=True
         )
@@ -263,7 +265,7 @@ def assumption_rows(result: Result) -> list[dict[str, str]]:
 
 def source_words(result: Result, item: Assumption) -> str:
     """Source and date of a value, and the distribution that it is the median of, where it has one."""
-    parts = [item.source, item.date]
+    parts = [source_in_words(item.source), item.date]
     if item.key in result.scenario.uncertain:
         text = result.scenario.uncertain[item.key].text
         parts.append(tr("median of {distribution}", distribution=text.removeprefix("~").strip()))
@@ -272,7 +274,7 @@ def source_words(result: Result, item: Assumption) -> str:
 
 def provenance(result: Result) -> list[tuple[str, str]]:
     """(label, words) about the profile, then the run."""
-    return [(tr(label), words) for label, words in provenance_rows(result)]
+    return [profile_row(label, words) for label, words in provenance_rows(result)]
 
 
 def plain(value: Any) -> str:

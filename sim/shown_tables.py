@@ -7,52 +7,57 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sim import human
+from sim.language import mark, tr
+from sim.report_lines import line_label
 
 if TYPE_CHECKING:
     from sim.company import Result
 
 _UNIT_ECONOMICS = {
-    "customers_mean": ("Customers, mean", human.count),
-    "tokens_mtok": ("Million tokens", human.count),
-    "revenue_usd": ("Revenue", human.usd),
-    "cogs_own_usd": ("Cost of goods: its own", human.usd),
-    "cogs_shared_usd": ("Cost of goods: its share of the fleet", human.usd),
-    "gross_profit_usd": ("Gross profit", human.usd),
-    "gross_margin": ("Gross margin", human.percent),
-    "revenue_usd_per_customer": ("Revenue per customer and month", human.usd),
-    "gross_profit_usd_per_customer": ("Gross profit per customer and month", human.usd),
-    "revenue_usd_per_mtok": ("Revenue per million tokens", human.usd),
-    "cogs_usd_per_mtok": ("Cost of goods per million tokens", human.usd),
-    "churn_per_month": ("Churn per month", lambda value: human.percent(value, 1)),
-    "ltv_usd": ("LTV", human.usd),
+    "customers_mean": (mark("Customers, mean"), human.count),
+    "tokens_mtok": (mark("Million tokens"), human.count),
+    "revenue_usd": (mark("Revenue"), human.usd),
+    "cogs_own_usd": (mark("Cost of goods: its own"), human.usd),
+    "cogs_shared_usd": (mark("Cost of goods: its share of the fleet"), human.usd),
+    "gross_profit_usd": (mark("Gross profit"), human.usd),
+    "gross_margin": (mark("Gross margin"), human.percent),
+    "revenue_usd_per_customer": (mark("Revenue per customer and month"), human.usd),
+    "gross_profit_usd_per_customer": (mark("Gross profit per customer and month"), human.usd),
+    "revenue_usd_per_mtok": (mark("Revenue per million tokens"), human.usd),
+    "cogs_usd_per_mtok": (mark("Cost of goods per million tokens"), human.usd),
+    "churn_per_month": (mark("Churn per month"), lambda value: human.percent(value, 1)),
+    "ltv_usd": (mark("LTV"), human.usd),
 }
 _CAP_TABLE = {
-    "month": ("Month", str),
-    "amount_usd": ("Paid in", human.usd),
-    "post_money_usd": ("Post-money", human.usd),
-    "investor_share": ("This round's investors", lambda value: human.percent(value, 1)),
-    "founders_share": ("Founders after it", lambda value: human.percent(value, 1)),
+    "month": (mark("Month"), str),
+    "amount_usd": (mark("Paid in"), human.usd),
+    "post_money_usd": (mark("Post-money"), human.usd),
+    "investor_share": (mark("This round's investors"), lambda value: human.percent(value, 1)),
+    "founders_share": (mark("Founders after it"), lambda value: human.percent(value, 1)),
 }
 
 
 def shown_tables(result: Result) -> dict[str, pd.DataFrame]:
-    """Title to a table of texts: lines down, plans, years or rounds across; empty ones are left out."""
+    """Title to a table of texts: lines down, plans, years or rounds across; empty ones are left out.
+
+    All words are in the language of the moment.
+    """
     plans = result.unit_economics
     causes = result.cogs_by_cause
     by_year = causes.assign(year=causes["month"].str[:4]).pivot_table(
         index="cause", columns="year", values="cost_usd", aggfunc="sum", sort=False
     )
-    by_year.index = pd.Index([str(cause).replace("_", " ").capitalize() for cause in by_year.index])
+    by_year.index = pd.Index([line_label(str(cause)) for cause in by_year.index])
     rounds = result.cap_table.dropna(subset=["post_money_usd"])  # without a price nobody knows the shares
     tables = {
-        "Unit economics by plan, last 12 months": _lines(plans, plans["plan"], _UNIT_ECONOMICS),
-        "Cost of goods by cause": by_year.map(human.usd),
-        "Funding rounds and ownership": _lines(rounds, rounds["round"], _CAP_TABLE),
+        tr("Unit economics by plan, last 12 months"): _lines(plans, plans["plan"], _UNIT_ECONOMICS),
+        tr("Cost of goods by cause"): by_year.map(human.usd),
+        tr("Funding rounds and ownership"): _lines(rounds, rounds["round"], _CAP_TABLE),
     }
     return {title: table for title, table in tables.items() if table.size}
 
 
 def _lines(frame: pd.DataFrame, names: pd.Series, lines: dict[str, tuple[str, Any]]) -> pd.DataFrame:
     """One column per row of the frame, one line per quantity, as text."""
-    shown = {label: [form(value) for value in frame[key]] for key, (label, form) in lines.items()}
+    shown = {tr(label): [form(value) for value in frame[key]] for key, (label, form) in lines.items()}
     return pd.DataFrame.from_dict(shown, orient="index", columns=pd.Index(names.astype(str)))

@@ -13,7 +13,10 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 Theme = Literal["light", "dark"]
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+FONT = (
+    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, "
+    "'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', sans-serif"
+)
 HEIGHT_PX = 380
 
 
@@ -129,7 +132,7 @@ def layout(title: str, subtitle: str, colours: Palette, **more: Any) -> go.Layou
     for name in [key for key in more if key.startswith(("xaxis", "yaxis"))]:
         axes[name] = {**axis, **more.pop(name)}
     for named in axes.values():
-        named["title"] = {"standoff": 8, "font": {"size": 13}, **named.get("title", {})}
+        named["title"] = {"standoff": 12, "font": {"size": 13}, **named.get("title", {})}
     return go.Layout({**shared, **axes, **more})
 
 

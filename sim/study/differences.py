@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sim.language import mark
 from sim.scenario import Scenario
 
-ABSENT = "absent"  # shown for an entry that a scenario doesn't have
+ABSENT = mark("absent")  # shown for an entry that a scenario doesn't have
 # Titles, notes, what studies ask; and runs are compared at the same seeds.
 _NO_EFFECT = ("name", "sources", "seed", "uncertainty")
 _MISSING = object()

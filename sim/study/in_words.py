@@ -34,10 +34,10 @@ def quantity(value: float, unit: str) -> str:
     if unit.startswith("fraction"):
         rest = unit.removeprefix("fraction")
         return human.percent(value, 1) + (
-            tr(unit).removeprefix("fraction") if rest.startswith(" per") else ""
+            tr(unit).removeprefix(tr("fraction")) if rest.startswith(" per") else ""
         )
     if unit == "USD" or unit.startswith("USD "):
-        return f"{human.usd(value)}{tr(unit).removeprefix('USD')}"
+        return f"{human.usd(value)}{tr(unit).removeprefix(tr('USD'))}"
     return f"{human.count(value)} {tr(unit)}".strip()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim import human
-from sim.language import mark
+from sim.language import mark, tr
 
 if TYPE_CHECKING:
     from sim.company import Result
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an outcome is called and read: `label` is translated by `sim.language.tr`, `unit` is English."""
+    """How an outcome is called and read: `label` and `unit` are English, to be translated by `sim.language.tr`."""
 
     label: str
     unit: str
@@ -92,7 +92,7 @@ def shown(name: str, value: float) -> str:
     """An outcome's value as a person reads it: $1.2M, 68%, 14 months, month 15 (the first of the run is 0)."""
     unit = OUTCOMES[name].unit if name in OUTCOMES else ""
     if unit == "month of the run" and not math.isnan(value):
-        return "never" if math.isinf(value) else f"month {value:.0f}"
+        return tr("never") if math.isinf(value) else tr("month {number}", number=f"{value:.0f}")
     if unit.startswith("USD"):
         return human.usd(value)
     if unit == "fraction" or name == "ruined":

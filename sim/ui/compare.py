@@ -13,7 +13,7 @@ from sim.figures_compare import COLUMNS, difference, meanings, side_by_side, sig
 from sim.language import mark, tr
 from sim.scenario import Scenario
 from sim.study.compare import Comparison, compare
-from sim.study.differences import differences, grouped
+from sim.study.differences import ABSENT, differences, grouped
 from sim.study.explain import (
     BY_ACCOUNT,
     EXACT_GROUPS,
@@ -233,7 +233,7 @@ def changes(found: Comparison) -> None:
     st.subheader(tr("Assumptions that differ"))
     table = found.changes.copy()
     for name in found.names:
-        table[name] = [link.as_text(value) for value in table[name]]
+        table[name] = [tr(ABSENT) if value == ABSENT else link.as_text(value) for value in table[name]]
     table.insert(1, "meaning", meanings(table["key"].tolist()))
     st.dataframe(
         table,

@@ -315,8 +315,8 @@ def plan_view() -> None:
         state = zero_bytes(parameters, int(count))
         parts.metric(
             tr("Memory for the state"),
-            f"{human.count(state)}B",
-            note=tr("of {memory}B per accelerator", memory=human.count(rows[name].memory_bytes)),
+            f"{human.count(state / 1e9)} GB",
+            note=tr("of {memory} GB per accelerator", memory=human.count(rows[name].memory_bytes / 1e9)),
             help=tr(
                 "Weights, gradients and AdamW's moments, shared out over all (ZeRO 3); activations come on top."
             ),
@@ -366,7 +366,7 @@ def company_view() -> None:
         hide_index=True,
         column_config={
             "month": tr("Month"),
-            "training_flop": st.column_config.NumberColumn("FLOP", format="%.2e"),
+            "training_flop": st.column_config.NumberColumn("FLOP", format="scientific"),
             "compute_training_usd": st.column_config.NumberColumn(tr("Training compute"), format="dollar"),
             "model_version": tr("Version in use"),
             "model_loss": st.column_config.NumberColumn(tr("Loss (nats per token)"), format="%.3f"),

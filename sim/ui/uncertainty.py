@@ -247,7 +247,7 @@ def percentiles(found: MonteCarlo) -> None:
 def _mean(name: Any, row: pd.Series) -> str:
     if math.isnan(row["mean"]):
         return human.UNKNOWN
-    half = shown(name, (row["mean_high"] - row["mean_low"]) / 2).removeprefix("month ")
+    half = shown(name, (row["mean_high"] - row["mean_low"]) / 2).removeprefix(tr("month {number}", number=""))
     return f"{shown(name, row['mean'])} ± {half}"
 
 
