@@ -17,6 +17,7 @@ from rich.console import Console
 
 from engine.errors import InputError
 from sim import (
+    cli_actuals,
     cli_bill,
     cli_capacity,
     cli_endpoint,
@@ -141,6 +142,7 @@ app.add_typer(cli_bill.app, name="keys")
 app.command(epilog="Example: flywheel bill --month 2026-11 --scenario api_startup --default-plan developers")(
     cli_bill.bill
 )
+app.command(epilog=cli_actuals.EPILOG)(cli_actuals.actuals)
 app.command(epilog="Example: flywheel load http://127.0.0.1:8000 --rate 2 --requests 200 --goal ttft=10")(
     cli_endpoint.load
 )
