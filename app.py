@@ -23,17 +23,15 @@ def main() -> None:
         levers = st.container()  # stands above the language, which is to be known first
         controls.language_switch()
 
-    def page(file: str, title: str, icon: str, help: str, url: str | None = None) -> list[st.Page]:
+    def page(file: str, title: str, icon: str, help: str, url: str | None = None) -> st.Page:
         path = Path(__file__).parent / "sim" / "ui" / f"{file}.py"
-        if not path.exists():
-            return []
         first = file == "overview"
-        return [st.Page(path, title=title, icon=icon, help=help, url_path=url or file, default=first)]
+        return st.Page(path, title=title, icon=icon, help=help, url_path=url or file, default=first)
 
     shown = st.navigation(
         {
             tr("Company"): [
-                *page(
+                page(
                     "overview",
                     tr("Overview"),
                     ":material/dashboard:",
@@ -41,25 +39,25 @@ def main() -> None:
                         "Headline numbers, revenue and compute, margin, cash with its risk of ruin, the fleet."
                     ),
                 ),
-                *page(
+                page(
                     "scenario",
                     tr("Scenario"),
                     ":material/tune:",
                     tr("Every assumption with its unit and source: change, save, import and export them."),
                 ),
-                *page(
+                page(
                     "compare",
                     tr("Compare"),
                     ":material/compare_arrows:",
                     tr("Scenarios side by side, and their difference explained term by term."),
                 ),
-                *page(
+                page(
                     "uncertainty",
                     tr("Uncertainty"),
                     ":material/scatter_plot:",
                     tr("What chance and unsure assumptions do to the outcome, and which of them decide it."),
                 ),
-                *page(
+                page(
                     "decide",
                     tr("Decide"),
                     ":material/target:",
@@ -67,7 +65,7 @@ def main() -> None:
                 ),
             ],
             tr("Machine"): [
-                *page(
+                page(
                     "serving",
                     tr("Serving lab"),
                     ":material/speed:",
@@ -75,20 +73,20 @@ def main() -> None:
                         "Latency against load, what one replica sustains, and which hardware serves cheapest."
                     ),
                 ),
-                *page(
+                page(
                     "engine_page",
                     tr("Engine"),
                     ":material/memory:",
                     tr("The real model: measure this machine, ask it, look inside."),
                     "engine",
                 ),
-                *page(
+                page(
                     "training_lab",
                     tr("Training lab"),
                     ":material/model_training:",
                     tr("Loss curves, the scaling law and its fit, and the plan of a training run."),
                 ),
-                *page(
+                page(
                     "flywheel",
                     tr("Flywheel"),
                     ":material/cycle:",
@@ -96,19 +94,19 @@ def main() -> None:
                 ),
             ],
             tr("Money"): [
-                *page(
+                page(
                     "finance",
                     tr("Finance"),
                     ":material/account_balance:",
                     tr("Statements, cohorts and unit economics, from the double-entry ledger."),
                 ),
-                *page(
+                page(
                     "actuals",
                     tr("Plan and actual"),
                     ":material/rule:",
                     tr("What was planned, what happened, and what that means for the months to come."),
                 ),
-                *page(
+                page(
                     "handover",
                     tr("Report"),
                     ":material/description:",

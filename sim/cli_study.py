@@ -101,7 +101,7 @@ def monte_carlo(
             vary_world=not same_world,
             profile=None if profile is None else Profile.load(profile),
             workers=workers,
-            ray_address=cli_study_search._ray_address(ray, ray_address),
+            ray_address=cli_study_search.ray_at(ray, ray_address),
             folder=out,
             progress=report,
         )

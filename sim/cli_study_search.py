@@ -70,7 +70,7 @@ def sensitivity(
     from sim.study.sensitivity import sensitivity as study
 
     chosen = _load(scenario, overrides)
-    with _running("sensitivity", profile, workers, _ray_address(ray, ray_address), out) as options:
+    with _running("sensitivity", profile, workers, ray_at(ray, ray_address), out) as options:
         found = study(
             chosen,
             outcome,
@@ -128,7 +128,7 @@ def optimise(
     from sim.study.optimise import optimise as study
 
     chosen = _load(scenario, overrides)
-    with _running("optimise", profile, workers, _ray_address(ray, ray_address), out) as options:
+    with _running("optimise", profile, workers, ray_at(ray, ray_address), out) as options:
         found = study(
             chosen,
             levers or [],
@@ -174,7 +174,7 @@ def goal_seek(
 
     chosen = _load(scenario, overrides)
     low, high, log = parse_bounds(between)
-    with _running("goal seek", profile, workers, _ray_address(ray, ray_address), out) as options:
+    with _running("goal seek", profile, workers, ray_at(ray, ray_address), out) as options:
         found = study(chosen, change, until, low, high, seeds=seeds, points=points, log=log, **options)
     _write(out, _fields(found), crossings=found.crossings, scan=found.scan)
     if as_json:
@@ -215,7 +215,7 @@ def compare(
     pair = (names[0], names[-1] if len(names) < 2 else names[1])
     explanation = None
     with _running(
-        "compare", profile, workers, _ray_address(ray, ray_address), out and out / "side-by-side"
+        "compare", profile, workers, ray_at(ray, ray_address), out and out / "side-by-side"
     ) as options:
         found = study(loaded, seeds=seeds, **options)
     if explain is not None:
@@ -231,7 +231,7 @@ def compare(
             )
         else:
             with _running(
-                "explain", profile, workers, _ray_address(ray, ray_address), out and out / "explain"
+                "explain", profile, workers, ray_at(ray, ray_address), out and out / "explain"
             ) as options:
                 explanation = explain_by_assumption(a, b, explain, names=pair, seeds=seeds, **options)
     content = {**_fields(found), "explanation": explanation}
@@ -262,7 +262,8 @@ def _names(scenarios: list[str]) -> dict[str, str]:
     }
 
 
-def _ray_address(wanted: bool, address: str | None) -> str | None:
+def ray_at(wanted: bool, address: str | None) -> str | None:
+    """Address for `run_points` from --ray and --ray-address: None without either."""
     if address is None and wanted:
         return "auto" if os.environ.get("RAY_ADDRESS") else "local"
     return address

@@ -126,6 +126,8 @@ def _monthly(
                 "column": column,
             }
             parts.append(pd.DataFrame({**part, "value": values}))
+    if not parts:
+        return pd.DataFrame(columns=["scenario", "month_index", "month", "column", "value"])
     return pd.concat(parts, ignore_index=True)
 
 
