@@ -46,7 +46,7 @@ def measure_by_month(found: Actuals, measure: str, theme: Theme = "light") -> go
         )
     )  # fmt: skip
     for column, name, line in (
-        ("planned", tr("plan"), {"color": colours.muted, "width": 2}),
+        ("planned", tr("planned"), {"color": colours.muted, "width": 2}),
         ("forecast", tr("forecast"), {"color": own, "width": 2, "dash": "dot"}),
     ):
         traces.append(
@@ -96,7 +96,7 @@ def _band(table: pd.DataFrame, colour: str, shown: Callable[[Any], str]) -> list
 def revenue_bridge(found: Actuals, theme: Theme = "light") -> go.Figure:
     """From planned to actual recurring revenue: volume, price and mix."""
     colours = palette(theme)
-    bars = revenue_waterfall(found.revenue, (tr("plan"), tr("actual")))
+    bars = revenue_waterfall(found.revenue, (tr("planned"), tr("actual")))
     changes = bars[bars["kind"] == "change"]
     largest = changes.iloc[0]
     difference = float(bars["running"].iloc[-1] - bars["running"].iloc[0])
@@ -146,7 +146,7 @@ def week_shape(found: Actuals, theme: Theme = "light") -> go.Figure:
         go.Scatter(x=week["hour_of_week"].tolist(), y=finite(week[column]), name=name, mode="lines",
                    line={"color": shade, "width": 2}, hovertemplate="%{y:.2f}")
         for column, name, shade in (
-            ("planned", tr("plan"), colours.muted), ("measured", tr("measured"), colours.revenue))
+            ("planned", tr("planned"), colours.muted), ("measured", tr("measured"), colours.revenue))
     ]  # fmt: skip
     return go.Figure(
         lines,

@@ -61,13 +61,17 @@ def main() -> None:
 
 
 def readme(browser: Any, url: str, folder: Path) -> None:
-    """The app's first page with its band of luck, and the report."""
+    """The app's first page with its band of luck, the page Uncertainty, and the report."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1440, "height": 1000}, color_scheme="light")
     page.goto(url)
     page.get_by_text("Cash runs out in").wait_for(timeout=LUCK_MS)
     page.locator(".js-plotly-plot .main-svg").nth(2).wait_for()
     _photograph(page, PICTURES / "app.png")
+    page.goto(f"{url}/uncertainty")
+    page.locator(".js-plotly-plot .main-svg").nth(2).wait_for(timeout=LUCK_MS)
+    settled(page)
+    _photograph(page, PICTURES / "uncertainty.png")
     report = write_outputs(simulate(Scenario.load("api_startup")), folder / "report")
     page.set_viewport_size({"width": 1280, "height": 1300})
     page.goto(report.as_uri())

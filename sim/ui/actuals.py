@@ -66,7 +66,7 @@ def asked_for() -> dict[str, object] | None:
         with st.grid(4, min_column_width=170, gap="small"):
             database = st.selectbox(tr("Usage database"), list(choices), key="usage_database")
             months = st.text_input(
-                tr("Months"), key="actual_months", max_chars=20, placeholder="2026-08..2026-11",
+                tr("Months to compare"), key="actual_months", max_chars=20, placeholder="2026-08..2026-11",
                 help=tr("Empty: from the first request to the last month that is over."),
             )  # fmt: skip
             default_plan = st.text_input(

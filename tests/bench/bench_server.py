@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -54,25 +55,34 @@ def compare(options: argparse.Namespace) -> None:
     from engine.server.run import Server, ServerConfig, raise_file_limit
 
     raise_file_limit()
-    llm = LLM(options.model, options.device, options.dtype, max_running_requests=options.streams)
     rng = random.Random(0)
 
-    def prompts(count: int) -> list[list[int]]:
-        return [[rng.randrange(10, llm.shape.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
+    def make() -> LLM:
+        return LLM(options.model, options.device, options.dtype, max_running_requests=options.streams)
 
-    alone(llm, prompts(options.streams))  # warms up
+    def prompts(count: int) -> list[list[int]]:
+        return [[rng.randrange(10, 40_000) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
+
     rates: dict[str, list[float]] = {"engine": [], "server": []}
     busy: dict[str, list[float]] = {"engine": [], "server": []}
-    with tempfile.TemporaryDirectory() as folder, Meter(f"sqlite:///{Path(folder) / 'usage.db'}") as meter:
-        config = ServerConfig(port=0, queue=QUEUED, price_usd_per_hour=1.0, request_timeout_s=3600)
+    config = ServerConfig(port=0, queue=QUEUED, price_usd_per_hour=1.0, request_timeout_s=3600)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Meter(f"sqlite:///{Path(folder) / 'usage.db'}") as meter,
+        Server(make, config, name=options.model, meter=meter) as server,
+    ):
+
+        def on_its_thread(asked: list[list[int]]) -> float:
+            """The engine alone, on the thread that it has in the server: OpenMP has a pool for each thread."""
+            found: Future[float] = Future()
+            server.engine._inbox.put(lambda: found.set_result(alone(server.engine.llm, asked)))
+            return found.result()
+
+        on_its_thread(prompts(16))  # warms up
         for _ in range(options.rounds):
             for way in ("engine", "server"):
                 asked, begun = prompts(options.streams), time.process_time()
-                if way == "engine":
-                    seconds = alone(llm, asked)
-                else:  # started anew, so that its threads don't wait beside the engine alone
-                    with Server(llm, config, meter=meter) as server:
-                        seconds = over_http(server.url, asked)["seconds"]
+                seconds = on_its_thread(asked) if way == "engine" else over_http(server.url, asked)["seconds"]
                 busy[way].append(time.process_time() - begun)
                 rates[way].append(options.streams * OUTPUT_TOKENS / seconds)
         for way, found in rates.items():
@@ -83,10 +93,7 @@ def compare(options: argparse.Namespace) -> None:
         more = statistics.median(busy["server"]) / statistics.median(busy["engine"]) - 1
         print(f"server overhead: {lost:.1%} of throughput; {more:.1%} more processor time")
         if options.idle:
-            with Server(llm, config, meter=meter) as server:
-                print(
-                    f"{QUEUED} queued, {IDLE} idle connections: {over_http(server.url, prompts(QUEUED), IDLE)}"
-                )
+            print(f"{QUEUED} queued, {IDLE} idle connections: {over_http(server.url, prompts(QUEUED), IDLE)}")
         print(f"metered: {len(meter.frame())} requests")
 
 
