@@ -55,6 +55,7 @@ def test_a_python_without_source_text_is_refused(tmp_path: Path) -> None:
         standard_library(0)
 
 
+@pytest.mark.slow
 def test_train_without_any_text_trains_on_the_library_and_serves_the_result(
     app: typer.Typer, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_every_step_that_was_told_apart_took_what_the_engine_took(found: Profile
     assert max(map(abs, errors)) < 0.02
 
 
+@pytest.mark.slow
 def test_the_company_gets_the_capacity_that_it_has(found: Profile, tmp_path: Path) -> None:
     objective = Objective(5.0, 0.25)
     truth = replace(found, coefficients=TRUE)
@@ -156,6 +157,7 @@ def test_what_the_operator_or_the_server_says_is_taken() -> None:
     assert found.model.max_context_tokens == 1024
 
 
+@pytest.mark.slow
 def test_a_small_cache_shows_in_long_contexts() -> None:
     engine = EngineApp(TRUE, replace(LIMITS, num_blocks=400), longest=2048)
     found = surveyed(engine, Known(1.0, parameters=10**9), budget_s=120.0)

@@ -76,6 +76,7 @@ def test_a_branch_leaves_the_trunk_alone(data: PreparedData) -> None:
     assert learning_curve(replace(config, seed=1), data, [20, 80])[1] != both
 
 
+@pytest.mark.slow
 def test_the_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     inside = {"E": 0, "alpha": 0, "beta": 0, "loss": 0}
     for seed in range(10):
@@ -89,6 +90,7 @@ def test_the_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert all(count >= 6 for count in inside.values()), inside  # 9 of 10 are expected
 
 
+@pytest.mark.slow
 def test_the_covariance_is_that_of_the_draws() -> None:
     points = noisy_points(1)
     law = with_draws(fit(points), points, draws=50)
@@ -107,6 +109,7 @@ def test_the_covariance_is_that_of_the_draws() -> None:
     assert "E" in undetermined(with_draws(fit(vague), vague, draws=50))
 
 
+@pytest.mark.slow
 def test_a_largest_size_that_breaks_the_law_shows_in_the_held_out_error() -> None:
     points = noisy_points(2, noise=0.0)
     fine = held_out(points)

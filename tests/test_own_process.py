@@ -52,6 +52,7 @@ def test_a_training_tells_each_step_and_leaves_its_files(tmp_path: Path) -> None
     assert (tmp_path / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_refused_in_the_words_of_the_task(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="architecture 'x': allowed are llama, bloom, gpt2"):
         run_apart("training", {"out_dir": str(tmp_path), **SMALL, "config": {"architecture": "x"}})

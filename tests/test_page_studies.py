@@ -353,6 +353,7 @@ def test_uncertainty_shows_fans_ruin_targets_and_what_decides() -> None:
     assert "unknown" in app.error[0].value.replace("\\", "")
 
 
+@pytest.mark.slow
 def test_a_company_without_distributions_is_offered_assumed_ones() -> None:
     app = opened("uncertainty", scenario="price_war", runs="50")
     assert "No assumption of this scenario has a distribution" in text_of(app)

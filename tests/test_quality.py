@@ -31,6 +31,7 @@ def test_the_bundled_model_loses_little_in_other_formats():
     assert abs(found.increase) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no VNNI on this processor")
 def test_8_bit_weights_cost_little():
     llm = LLM("smollm2-135m", dtype="int8")

@@ -214,6 +214,7 @@ def test_a_run_of_one_month(tmp_path: Path) -> None:
     assert summary["A1"].value
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(name=NAMES)
 @example(name=HOSTILE[1])
