@@ -14,6 +14,8 @@ from sim import Scenario, simulate
 from sim.figures import all_figures
 from sim.report import write_outputs
 
+LOOKS = [pytest.param(DESK, "light", id="desk-light"), pytest.param(PHONE, "dark", id="phone-dark")]
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed"),
@@ -38,8 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_outputs(result, tmp_path_factory.mktemp("report"))
 
 
-@pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("screen", "scheme"), LOOKS)
 def test_the_app_shows_the_headline(browser: Any, app_url: str, screen: dict[str, int], scheme: str) -> None:
     watched = Watched(browser, viewport=screen, color_scheme=scheme)
     watched.page.goto(app_url)
@@ -59,8 +60,7 @@ def test_a_link_opens_its_scenario(browser: Any, app_url: str) -> None:
     watched.context.close()
 
 
-@pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("screen", "scheme"), LOOKS)
 def test_the_report_opens_without_network(
     browser: Any, report: Path, screen: dict[str, int], scheme: str
 ) -> None:

@@ -22,7 +22,7 @@ from sim.serving import littles_law_error, replay_fleet
 TIME_COLUMNS = ["scheduled_s", "first_token_s", "finished_s"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(requests(), fleets())
 def test_everybody_ends_in_one_way_and_time_runs_forward(frame: pd.DataFrame, fleet: Fleet) -> None:
     found, stats = replay_fleet(frame, fleet)
@@ -46,7 +46,7 @@ def test_everybody_ends_in_one_way_and_time_runs_forward(frame: pd.DataFrame, fl
     assert stats.ended_s == found["left_s"].max()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(requests(), fleets())
 def test_littles_law_holds_on_every_run(frame: pd.DataFrame, fleet: Fleet) -> None:
     found, stats = replay_fleet(frame, fleet)
@@ -56,7 +56,7 @@ def test_littles_law_holds_on_every_run(frame: pd.DataFrame, fleet: Fleet) -> No
         assert littles_law_error(found, stats) < 1e-9
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(requests(), fleets())
 def test_machines_are_paid_while_they_work_and_work_only_while_they_are_there(
     frame: pd.DataFrame, fleet: Fleet
@@ -89,7 +89,7 @@ def test_machines_are_paid_while_they_work_and_work_only_while_they_are_there(
         assert not overlap.any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(requests(), fleets())
 def test_tokens_are_conserved(frame: pd.DataFrame, fleet: Fleet) -> None:
     found, stats = replay_fleet(frame, fleet)
@@ -105,7 +105,7 @@ def test_tokens_are_conserved(frame: pd.DataFrame, fleet: Fleet) -> None:
         assert stats.decode_tokens.sum() == decoded - by_prefill
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(requests(), fleets())
 def test_the_same_seed_gives_the_same_frame(frame: pd.DataFrame, fleet: Fleet) -> None:
     first, first_stats = replay_fleet(frame, fleet)
@@ -122,7 +122,7 @@ NEUTRAL = [
 ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(requests(), fleets(), st.sampled_from(NEUTRAL))
 def test_a_door_that_lets_everybody_in_changes_nothing(
     frame: pd.DataFrame, fleet: Fleet, neutral: dict[str, object]
@@ -151,7 +151,7 @@ def test_a_door_that_lets_everybody_in_changes_nothing(
     assert before_stats.request_time_s == after_stats.request_time_s
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(requests(), fleets())
 def test_machines_that_never_change_are_like_machines_that_cannot(frame: pd.DataFrame, fleet: Fleet) -> None:
     kinds = tuple(
@@ -174,7 +174,7 @@ def test_machines_that_never_change_are_like_machines_that_cannot(frame: pd.Data
     np.testing.assert_array_equal(before_stats.up_s, after_stats.up_s)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(requests(), fleets(), st.floats(0, 1))
 def test_the_future_does_not_change_the_past(frame: pd.DataFrame, fleet: Fleet, share: float) -> None:
     # Without classes that wait for each other, whoever left before the cut knows nothing of who comes after it.
@@ -193,7 +193,7 @@ def test_the_future_does_not_change_the_past(frame: pd.DataFrame, fleet: Fleet, 
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.floats(0.01, 1e4),
     st.integers(0, 3),

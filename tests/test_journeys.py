@@ -125,6 +125,7 @@ def test_an_edit_is_marked_compared_saved_and_linked(watched: Watched, app_url: 
     watched.clean()
 
 
+@pytest.mark.slow
 def test_a_page_change_loses_no_work(watched: Watched, app_url: str) -> None:
     page = watched.page
     page.goto(f"{app_url}/handover?seed=3")
