@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -44,8 +45,10 @@ class Process:
             "--kv-cache-tokens",
             "8192",
         ]
+        # A file: a pipe that nobody reads fills up, and the server would wait for it.
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [*command, "--served-name", "tiny", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*command, "--served-name", "tiny", *options], stdout=subprocess.PIPE, stderr=self.log, text=True,
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -60,8 +63,9 @@ class Process:
 
     def end(self) -> tuple[int, str]:
         """Exit status and what it logged."""
-        _, log = self.process.communicate(timeout=60)
-        return self.process.returncode, log
+        self.process.communicate(timeout=60)
+        self.log.seek(0)
+        return self.process.returncode, self.log.read()
 
 
 @contextmanager
