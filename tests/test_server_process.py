@@ -209,7 +209,8 @@ def test_whatever_the_description_allows_or_forbids_gives_no_5xx(tmp_path: Path)
             [
                 str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json",
                 "--header", f"Authorization: Bearer {secret}", "--max-time", str(round(FUZZ_S)),
-                "--continue-on-failure", "--suppress-health-check", "all", "--generation-database", "none", "--no-color",
+                "--continue-on-failure", "--suppress-health-check", "all", "--no-color",
+                "--generation-database", "none",
                 # What a schema can't say (room in the context, the vocabulary's size) may still be refused.
                 "--exclude-checks", "positive_data_acceptance", "--request-timeout", "60",
             ],
