@@ -34,6 +34,7 @@ from engine.openai_client import Client, Endpoint
 from engine.profile import SCHEMA_VERSION, ModelShape, Profile
 from engine.profiler import fit_and_judge
 from engine.scheduler import SchedulerConfig
+from engine.transfer import catalog_shape
 
 Progress = Callable[[float, str], None]
 
@@ -311,21 +312,15 @@ def _shape(name: str, known: Known, told_context: int | None) -> tuple[ModelShap
         )  # fmt: skip
     precision = known.precision or "bf16"
     return (
-        ModelShape(
+        replace(
+            catalog_shape(
+                model,
+                known.precision or "unknown",
+                model.weight_bytes(precision),
+                model.kv_bytes_per_token(precision),
+                longest,
+            ),
             name=name,
-            architecture=model.architecture,
-            parameters=model.parameters,
-            layers=model.layers,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.expert_size or model.intermediate_size,
-            attention_heads=model.attention_heads,
-            kv_heads=model.kv_heads,
-            head_dim=model.head_dim,
-            vocab_size=model.vocab_size,
-            max_context_tokens=min(longest or model.max_context_tokens, model.max_context_tokens),
-            dtype=known.precision or "unknown",
-            weight_bytes=model.weight_bytes(precision),
-            kv_bytes_per_token=model.kv_bytes_per_token(precision),
         ),
         f"the catalog's {model.name}, bytes as in {precision}" + ("" if known.precision else " (assumed)"),
     )

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.data import PreparedData, Progress, part
+from engine.data import Document, PreparedData, Progress, part, prepare, train_tokenizer
 from engine.errors import InputError
 from engine.files import write_atomically
 from engine.hardware import detect
@@ -155,6 +155,31 @@ def run_ladder(
         training_s=time.perf_counter() - begun,
         training_flop=flop,
         provenance=_provenance(config, data, sizes, marks, text),
+    )
+
+
+def measure_law(
+    documents: Sequence[Document],
+    config: TrainConfig,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    vocab_size: int,
+    token_counts: int = 4,
+    budget_s: float = 120.0,
+    text: str = "",
+    progress: Progress | None = None,
+) -> LadderReport:
+    """`run_ladder` on documents: learn a byte-level BPE of `vocab_size` tokens from them, and prepare them by it."""
+    tokenizer = train_tokenizer([document.text for document in documents], vocab_size)
+    data = prepare(documents, tokenizer, config.sequence_tokens, progress=part(progress, 0.0, 0.05))
+    return run_ladder(
+        data,
+        config,
+        sizes,
+        token_counts=token_counts,
+        budget_s=budget_s,
+        text=text,
+        progress=part(progress, 0.05, 1.0),
     )
 
 

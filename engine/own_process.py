@@ -123,10 +123,9 @@ def _train(
     sample_tokens: int,
 ) -> None:
     """`flywheel train`: the model goes to `out_dir`; tells each step's loss, and in the end what the model says."""
-    from engine import LLM, SamplingParams
     from engine.model import quiet
     from engine.train_config import TrainConfig
-    from engine.trainer import run_training
+    from engine.trainer import run_training, sample_text
 
     def on_step(step: int, loss: float | None, validation_loss: float | None) -> None:
         tell(step=step, loss=loss, validation_loss=validation_loss)
@@ -141,38 +140,33 @@ def _train(
             library_mb=library_mb,
             on_step=on_step,
         )
-        llm = LLM(out_dir)
-        ids = list(llm.tokenizer(prompt)["input_ids"])[: llm.shape.max_context_tokens - 1]
-        room = llm.shape.max_context_tokens - len(ids)
-        params = SamplingParams(
-            max_tokens=min(sample_tokens, room), temperature=0.7, seed=config.get("seed", 0)
-        )
-        tell(sample=llm.generate([ids], params)[0].text)
+        tell(sample=sample_text(out_dir, prompt, sample_tokens, seed=config.get("seed", 0)))
 
 
-def _scaling(tell: Tell, path: str, minutes: float, library_mb: float, seed: int) -> None:
-    """`flywheel scaling` with its usual sizes: the law is saved at `path`."""
-    from engine.data import part, prepare, train_tokenizer
-    from engine.ladder import run_ladder
+def _scaling(
+    tell: Tell,
+    path: str,
+    config: dict[str, Any],
+    sizes: list[list[int]],
+    vocab_size: int,
+    minutes: float,
+    library_mb: float,
+) -> None:
+    """`flywheel scaling` on the standard library: the law is saved at `path`."""
+    from engine.ladder import measure_law
     from engine.model import quiet
     from engine.standard_library import standard_library
     from engine.train_config import TrainConfig
 
-    config = TrainConfig(
-        architecture="bloom", steps=1, batch_sequences=8, sequence_tokens=64, learning_rate=4e-3, seed=seed
-    )
-    report = _progress(tell)
     with quiet():
-        documents = standard_library(library_mb)
-        tokenizer = train_tokenizer([document.text for document in documents], 512)
-        data = prepare(documents, tokenizer, config.sequence_tokens, progress=part(report, 0.0, 0.05))
-        ladder = run_ladder(
-            data,
-            config,
-            ((2, 32), (2, 48), (2, 72), (3, 96)),
+        ladder = measure_law(
+            standard_library(library_mb),
+            TrainConfig(**config),
+            [(layers, width) for layers, width in sizes],
+            vocab_size=vocab_size,
             budget_s=60 * minutes,
             text="Python's standard library",
-            progress=part(report, 0.05, 1.0),
+            progress=_progress(tell),
         )
     ladder.save(path)
 

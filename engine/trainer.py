@@ -321,6 +321,18 @@ def new_model(config: TrainConfig, data: PreparedData) -> Any:
         )
 
 
+def sample_text(folder: str | Path, prompt: str, tokens: int, *, device: str = "cpu", seed: int = 0) -> str:
+    """Load what was saved with the engine that serves, and continue `prompt`; a seed gives the same words."""
+    from engine.llm import LLM
+    from engine.sampling import SamplingParams
+
+    llm = LLM(str(folder), device=device)
+    ids = list(llm.tokenizer(prompt)["input_ids"])[: llm.shape.max_context_tokens - 1]
+    room = llm.shape.max_context_tokens - len(ids)
+    params = SamplingParams(max_tokens=min(tokens, room), temperature=0.7, seed=seed)
+    return llm.generate([ids], params)[0].text
+
+
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write what `from_pretrained` and `LLM` read; files move to `folder` only once all of them are written."""
     from transformers.utils import logging

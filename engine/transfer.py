@@ -23,7 +23,7 @@ from typing import Any
 from engine.cost import cost_table
 from engine.errors import InputError
 from engine.hardware import HardwareInfo, hourly_price, lookup
-from engine.model_catalog import find_model
+from engine.model_catalog import CatalogModel, find_model
 from engine.profile import SCHEMA_VERSION, FitReport, ModelShape, Profile
 from engine.serving_efficiency import PRECISIONS, STEP_TOKENS, Deployment, fitted, peak_flops, work
 from engine.serving_efficiency import step_time as engine_step_time
@@ -232,7 +232,9 @@ def predict_profile(
         schema_version=SCHEMA_VERSION,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kind="predicted",
-        model=_shape(deployment),
+        model=catalog_shape(
+            deployment.model, deployment.precision, deployment.weight_bytes(), deployment.kv_bytes_per_token()
+        ),
         hardware=hardware,
         software={"engine": engine} if engine else dict(source.software) if source else {},
         method=method | {"precision": precision, "tensor_parallel": tensor_parallel},
@@ -256,8 +258,14 @@ def predict_profile(
     )
 
 
-def _shape(deployment: Deployment) -> ModelShape:
-    model = deployment.model
+def catalog_shape(
+    model: CatalogModel,
+    dtype: str,
+    weight_bytes: int,
+    kv_bytes_per_token: int,
+    max_context_tokens: int | None = None,
+) -> ModelShape:
+    """Shape of a catalog model at a precision; a server may allow less context than the model."""
     return ModelShape(
         name=model.name,
         architecture=model.architecture,
@@ -269,10 +277,10 @@ def _shape(deployment: Deployment) -> ModelShape:
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
         vocab_size=model.vocab_size,
-        max_context_tokens=model.max_context_tokens,
-        dtype=deployment.precision,
-        weight_bytes=deployment.weight_bytes(),
-        kv_bytes_per_token=deployment.kv_bytes_per_token(),
+        max_context_tokens=min(max_context_tokens or model.max_context_tokens, model.max_context_tokens),
+        dtype=dtype,
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=kv_bytes_per_token,
     )
 
 

@@ -85,11 +85,6 @@ class Bank:
     rows: tuple[BankRow, ...]
     repeated_lines: tuple[int, ...]
 
-    @property
-    def has_opening(self) -> bool:
-        """Whether the file says what was in the bank at its beginning."""
-        return any(row.is_opening for row in self.rows)
-
 
 def read_bank(path: Path, mapping: Mapping[str, str] | None = None, *, keep_repeated: bool = False) -> Bank:
     """The rows of a file; see the module for its columns.

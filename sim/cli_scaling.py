@@ -14,37 +14,50 @@ from sim.terminal import JsonFlag, print_grid, print_json, progress_bar
 if TYPE_CHECKING:
     from engine.scaling import ScalingConstants
 
-_SIZES = "2x32,2x48,2x72,3x96"
+# What the command takes unless told otherwise, and the app's Training lab always.
+SIZES = "2x32,2x48,2x72,3x96"
+VOCAB_SIZE = 512
+LIBRARY_MB = 4.0
+RECIPE: dict[str, Any] = {
+    "architecture": "bloom",
+    "batch_sequences": 8,
+    "sequence_tokens": 64,
+    "learning_rate": 4e-3,
+}
 
 
 def scaling(
     texts: TextsArgument = None,
     out: Annotated[Path, typer.Option(help="Where to write the law.")] = Path("out/scaling.json"),
-    sizes: Annotated[str, typer.Option(help="LAYERSxWIDTH of each model, at least three.")] = _SIZES,
+    sizes: Annotated[str, typer.Option(help="LAYERSxWIDTH of each model, at least three.")] = SIZES,
     token_counts: Annotated[int, typer.Option(min=3, max=8, help="Each twice the one before.")] = 4,
     minutes: Annotated[float, typer.Option(min=0.05, help="Time to train for, about.")] = 3.0,
     steps: Annotated[
         int | None,
         typer.Option(min=2, help="Steps of the longest run instead of --minutes: the same law on each call."),
     ] = None,
-    architecture: Annotated[str, typer.Option(help="bloom, llama or gpt2.")] = "bloom",
+    architecture: Annotated[str, typer.Option(help="bloom, llama or gpt2.")] = RECIPE["architecture"],
     vocab_size: Annotated[
         int, typer.Option(min=257, help="Of a byte-level BPE learnt from the texts.")
-    ] = 512,
-    batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 8,
-    sequence_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 64,
+    ] = VOCAB_SIZE,
+    batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = RECIPE[
+        "batch_sequences"
+    ],
+    sequence_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = RECIPE[
+        "sequence_tokens"
+    ],
     learning_rate: Annotated[
         float, typer.Option(help="At width 64; falls with the root of the width.")
-    ] = 4e-3,
+    ] = RECIPE["learning_rate"],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the products: float32 or bfloat16.")] = "float32",
-    library_mb: LibraryOption = 4.0,
+    library_mb: LibraryOption = LIBRARY_MB,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and bootstrap.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Train several sizes on several token counts and fit L(N, D) = E + A/N^alpha + B/D^beta with its uncertainty."""
-    from engine.data import part, prepare, read_documents, train_tokenizer
-    from engine.ladder import run_ladder
+    from engine.data import read_documents
+    from engine.ladder import measure_law
     from engine.model import quiet
     from engine.standard_library import standard_library
     from engine.train_config import TrainConfig
@@ -63,16 +76,15 @@ def scaling(
     name = ", ".join(map(str, texts)) if texts else "Python's standard library"
     with progress_bar("scaling") as report, quiet():
         documents = read_documents(texts) if texts else standard_library(library_mb)
-        tokenizer = train_tokenizer([document.text for document in documents], vocab_size)
-        data = prepare(documents, tokenizer, sequence_tokens, progress=part(report, 0.0, 0.05))
-        ladder = run_ladder(
-            data,
+        ladder = measure_law(
+            documents,
             config,
             chosen,
+            vocab_size=vocab_size,
             token_counts=token_counts,
             budget_s=60 * minutes,
             text=name,
-            progress=part(report, 0.05, 1.0),
+            progress=report,
         )
     ladder.save(out)
     found = ladder.to_json()

@@ -34,17 +34,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Many runs of a company: what may happen, what decides it, what is best.",
 )
-_SHOWN = (
-    "arr_usd_end",
-    "revenue_usd_total",
-    "profit_usd_total",
-    "gross_margin_last12",
-    "cash_usd_end",
-    "cash_usd_min",
-    "breakeven_month_index",
-    "customers_end",
-    "ltv_to_cac_last",
-)
 
 
 @app.command(
@@ -138,7 +127,7 @@ def _as_json(found: MonteCarlo) -> str:
 
 
 def _show(found: MonteCarlo) -> None:
-    from sim.study.outcomes import OUTCOMES, shown
+    from sim.study.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
 
     count = len(found.runs) - found.failed
     if not found.uncertain:
@@ -153,7 +142,7 @@ def _show(found: MonteCarlo) -> None:
                 *(shown(name, float(table[column][name])) for column in ("p5", "p25", "p50", "p75", "p95")),
                 _with_width(name, float(table["mean"][name]), float(table["mean_high"][name])),
             ]
-            for name in _SHOWN
+            for name in MAIN_OUTCOMES
         ],
     )
     end = found.ruin.iloc[-1]

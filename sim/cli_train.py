@@ -54,7 +54,7 @@ def train(
 
     from engine.model import quiet
     from engine.train_config import TrainConfig
-    from engine.trainer import run_training
+    from engine.trainer import run_training, sample_text
 
     config = TrainConfig(
         architecture=architecture,
@@ -75,24 +75,13 @@ def train(
         trained = run_training(
             texts or None, out, config, learnt, progress=report, resume=resume, library_mb=library_mb
         )
-        sample = sample_of(out, prompt, device, seed)
+        sample = sample_text(out, prompt, SAMPLE_TOKENS, device=device, seed=seed)
     if as_json:
         print_json({**asdict(trained), "model": str(out), "sample": {"prompt": prompt, "text": sample}})
         return
     print_table("Training", rows_of(trained))
     print(f"The engine continues {prompt!r}: {sample!r}")
     print(f'Model: {out}; serve it with LLM("{out}") in Python, measure it with `flywheel profile {out}`')
-
-
-def sample_of(folder: Path, prompt: str, device: str, seed: int) -> str:
-    """Load what was saved with the engine that serves, and continue `prompt`; a seed gives the same words."""
-    from engine import LLM, SamplingParams
-
-    llm = LLM(str(folder), device=device)
-    ids = list(llm.tokenizer(prompt)["input_ids"])[: llm.shape.max_context_tokens - 1]
-    room = llm.shape.max_context_tokens - len(ids)
-    params = SamplingParams(max_tokens=min(SAMPLE_TOKENS, room), temperature=0.7, seed=seed)
-    return llm.generate([ids], params)[0].text
 
 
 def rows_of(trained: Any) -> list[tuple[str, str]]:

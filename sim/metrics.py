@@ -78,6 +78,11 @@ def runway_months(cash_usd: float, net_burns_usd: FloatArray) -> float:
     return max(0.0, cash_usd) / burn
 
 
+def divide(above: FloatArray, below: FloatArray) -> FloatArray:
+    """Elementwise above / below, NaN where that is undefined."""
+    return np.divide(above, below, out=np.full(len(above), math.nan), where=below != 0)
+
+
 def trailing(values: FloatArray, months: int = TRAILING_MONTHS) -> FloatArray:
     """Sum of the last `months` values at each month (fewer at the start)."""
     total = np.concatenate([[0.0], np.cumsum(values)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 
@@ -45,16 +43,16 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         return world.records.get(name, zero)
 
     revenue, cogs = money("total_revenue"), money("total_cogs")
-    margin = _divide(revenue - cogs, revenue)
+    margin = metrics.divide(revenue - cogs, revenue)
     mrr = money(*metrics.MRR_ACCOUNTS)
     billed, churned = seen("billed_customers"), seen("churned_customers")
     new = seen("new_customers")
-    arpu = _divide(mrr, billed)
+    arpu = metrics.divide(mrr, billed)
     # CAC and LTV look at three months: one quiet month would otherwise divide by almost nothing.
-    cac = _divide(metrics.trailing(money(*metrics.SALES_ACCOUNTS)), metrics.trailing(new))
-    churn_3 = _divide(metrics.trailing(churned), metrics.trailing(billed))
-    margin_3 = _divide(metrics.trailing(revenue - cogs), metrics.trailing(revenue))
-    ltv = _divide(arpu * margin_3, churn_3)
+    cac = metrics.divide(metrics.trailing(money(*metrics.SALES_ACCOUNTS)), metrics.trailing(new))
+    churn_3 = metrics.divide(metrics.trailing(churned), metrics.trailing(billed))
+    margin_3 = metrics.divide(metrics.trailing(revenue - cogs), metrics.trailing(revenue))
+    ltv = metrics.divide(arpu * margin_3, churn_3)
     free_cash_flow = (cash["operating_cash_flow"] + cash["investing_cash_flow"]).to_numpy()
     net_burn = -free_cash_flow
     closing_cash = cash["closing_cash"].to_numpy()
@@ -91,12 +89,12 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "customers_free": seen("customers_free"),
         "new_customers": new,
         "churned_customers": churned,
-        "churn_rate": _divide(churned, billed),
+        "churn_rate": metrics.divide(churned, billed),
         "nrr": nrr,
         "grr": grr,
         "cac_usd": cac,
         "ltv_usd": ltv,
-        "ltv_to_cac": _divide(ltv, cac),
+        "ltv_to_cac": metrics.divide(ltv, cac),
         "cac_payback_months": [
             metrics.cac_payback_months(c, a, g) for c, a, g in zip(cac, arpu, margin_3, strict=True)
         ],
@@ -115,8 +113,8 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "utilisation": seen("utilisation"),
         "ttft_p95_s": seen("ttft_p95_s"),
         "tpot_p95_s": seen("tpot_p95_s"),
-        "serving_cost_usd_per_mtok": _divide(serving, mtok),
-        "price_usd_per_mtok": _divide(mrr, mtok),
+        "serving_cost_usd_per_mtok": metrics.divide(serving, mtok),
+        "price_usd_per_mtok": metrics.divide(mrr, mtok),
         "energy_kwh": seen("energy_kwh"),
         "model_version": seen("model_version").astype(np.int64),
         "model_loss": seen("model_loss"),
@@ -211,8 +209,8 @@ def _rule_of_40(revenue: FloatArray, free_cash_flow: FloatArray) -> FloatArray:
     year = metrics.trailing(revenue, 12)
     before = np.concatenate([np.zeros(min(12, len(year))), year])[: len(year)]
     before[: min(23, len(year))] = 0  # no whole year to compare with
-    growth = _divide(year - before, before)
-    margin = _divide(metrics.trailing(free_cash_flow, 12), year)
+    growth = metrics.divide(year - before, before)
+    margin = metrics.divide(metrics.trailing(free_cash_flow, 12), year)
     return np.array([metrics.rule_of_40(g, m) for g, m in zip(growth, margin, strict=True)])
 
 
@@ -244,7 +242,3 @@ def _gain(values: FloatArray, months: int) -> FloatArray:
     """Increase over the value `months` before (over zero at the start)."""
     before = np.concatenate([np.zeros(min(months, len(values))), values])[: len(values)]
     return np.asarray(values - before)
-
-
-def _divide(above: FloatArray, below: FloatArray) -> FloatArray:
-    return np.divide(above, below, out=np.full(len(above), math.nan), where=below != 0)

@@ -120,13 +120,13 @@ def segment_table(facts: Facts) -> pd.DataFrame:
             "trials": _sum(facts, list(keys), "trials").astype(np.int64),
             "new_customers": new.astype(np.int64),
             "churned_customers": lost.astype(np.int64),
-            "churn_rate": _divide(lost, billed),
+            "churn_rate": metrics.divide(lost, billed),
             "revenue_usd": np.sum([revenue[key] for key in keys], axis=0),
             "mrr_usd": mrr_usd,
-            "arpu_usd": _divide(mrr_usd, billed),
+            "arpu_usd": metrics.divide(mrr_usd, billed),
             "tokens": _sum(facts, list(keys), "tokens"),
             "marketing_usd": spend,
-            "marketing_usd_per_new_customer": _divide(spend, new),
+            "marketing_usd_per_new_customer": metrics.divide(spend, new),
         }
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
@@ -200,8 +200,8 @@ def cogs_by_cause(facts: Facts) -> pd.DataFrame:
                 "month": facts.labels,
                 "cause": account,
                 "cost_usd": rows[account],
-                "share_of_revenue": _divide(rows[account], revenue),
-                "cost_usd_per_mtok": _divide(rows[account], mtok),
+                "share_of_revenue": metrics.divide(rows[account], revenue),
+                "cost_usd_per_mtok": metrics.divide(rows[account], mtok),
             }
         )
         for account in _accounts(facts, "cogs")
@@ -282,7 +282,3 @@ def _users(facts: Facts, plan: str) -> FloatArray:
 
 def _sum(facts: Facts, plans: list[str], what: str) -> FloatArray:
     return np.asarray(sum((facts.recorded(plan, what) for plan in plans), np.zeros(facts.months)))
-
-
-def _divide(above: FloatArray, below: FloatArray) -> FloatArray:
-    return np.divide(above, below, out=np.full(len(above), math.nan), where=below != 0)

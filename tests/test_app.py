@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from helpers_app import APP, drawn
 from streamlit.testing.v1 import AppTest
 
 from sim.language import speaking, tr
@@ -19,24 +19,11 @@ from sim.ui.controls import LEVERS
 from sim.ui.scenarios import shipped_names
 
 ROOT = Path(__file__).parents[1]
-APP = ROOT / "app.py"
-PATIENCE_S = 120.0  # on a machine that does much else
 
 
 def said(text: str) -> str:
     """Text on screen without the marks that keep Markdown from reading it."""
     return re.sub(r"\\(.)", r"\1", text)
-
-
-def drawn(app: AppTest) -> AppTest:
-    """Rerun until no work in the background is under way, as the browser's polling does."""
-    app.run()
-    until_s = time.monotonic() + PATIENCE_S
-    while app.get("progress") and time.monotonic() < until_s:
-        time.sleep(0.05)
-        app.run()
-    assert [error.value for error in app.exception] == []
-    return app
 
 
 @pytest.fixture

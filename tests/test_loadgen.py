@@ -501,7 +501,7 @@ def test_a_million_requests_fit_in_little_memory() -> None:
 
 # The command
 
-COMMAND = "from sim import cli, cli_endpoint; cli.app.command('load')(cli_endpoint.load); cli.main()"
+COMMAND = "from sim.cli import main; main()"
 
 
 def command(*words: str, **settings: Any) -> subprocess.Popen[str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from helpers_actuals import Truth, plan_of, write_company
+from helpers_app import APP, drawn
 from streamlit.testing.v1 import AppTest
 
-APP = Path(__file__).parents[1] / "app.py"
 TRUTH = Truth(months=2, free=4, paid=6)
 
 
@@ -19,17 +19,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, folder: Path, database: str | None =
         monkeypatch.setenv("FLYWHEEL_DATABASE", database)
     app = AppTest.from_file(str(APP), default_timeout=60)
     app.run()
-    return settled(app.switch_page("sim/ui/actuals.py"))
-
-
-def settled(app: AppTest) -> AppTest:
-    app.run()
-    for _ in range(60):
-        if not app.get("progress"):
-            break
-        app.run()
-    assert [error.value for error in app.exception] == []
-    return app
+    return drawn(app.switch_page("sim/ui/actuals.py"))
 
 
 def test_only_databases_of_this_place_are_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -49,7 +39,7 @@ def test_a_wrong_plan_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "out").mkdir()
     app = opened(monkeypatch, tmp_path / "out", write_company(tmp_path / "elsewhere.db", TRUTH))
     app.button(key="FormSubmitter:actuals-Compare").click()
-    settled(app)
+    drawn(app)
     assert any(
         "found plan 'free', allowed: trial, developers" in error.value.replace("\\", "")
         for error in app.error
@@ -64,10 +54,10 @@ def test_a_comparison_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     write_company(tmp_path / "out" / "usage.db", TRUTH)
     app = opened(monkeypatch, tmp_path)
     app.selectbox(key="scenario").set_value("mine")
-    settled(app)
+    drawn(app)
     app.text_input(key="actual_months").set_value("2026-01..2026-02")
     app.button(key="FormSubmitter:actuals-Compare").click()
-    settled(app)
+    drawn(app)
     assert len(app.get("plotly_chart")) == 8
     said = " ".join(str(entry.value) for entry in app.markdown).replace("\\", "")
     assert "Recurring revenue was" in said

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from helpers_app import APP, drawn
 from streamlit.testing.v1 import AppTest
-
-APP = Path(__file__).parents[1] / "app.py"
-PATIENCE = 60
 
 
 def opened(page: str) -> AppTest:
     app = AppTest.from_file(str(APP), default_timeout=60)
     app.run()
-    return settled(app.switch_page(f"sim/ui/{page}.py"))
-
-
-def settled(app: AppTest) -> AppTest:
-    app.run()
-    for _ in range(PATIENCE):
-        if not app.get("progress"):
-            break
-        app.run()
-    assert [error.value for error in app.exception] == []
-    return app
+    return drawn(app.switch_page(f"sim/ui/{page}.py"))
 
 
 def text_of(app: AppTest) -> str:
@@ -36,7 +22,7 @@ def test_the_wheel_and_its_events() -> None:
     assert len(app.get("plotly_chart")) == 4
     everything = len(app.dataframe[-1].value)
     app.button_group(key="stages").set_value(["training"])
-    settled(app)
+    drawn(app)
     shown = app.dataframe[-1].value
     assert 0 < len(shown) < everything
     assert set(shown["stage"]) == {"training"}
@@ -47,14 +33,14 @@ def test_statements_cohorts_and_metrics() -> None:
     lines = {"income": "Net income", "balance_sheet": "Total assets", "cash_flow": "Closing cash"}
     for statement, line in lines.items():
         app.button_group(key="statement").set_value(statement)
-        settled(app)
+        drawn(app)
         assert line in app.dataframe[0].value.index
         assert list(app.dataframe[0].value.columns) == ["2026", "2027", "2028"]
     app.button_group(key="period").set_value("months")
     assert "of the customers of a quarter are left" in text_of(app)
     app.button_group(key="cohort_measure").set_value("mrr")
     app.button_group(key="ratios").set_value(["nrr"])
-    settled(app)
+    drawn(app)
     assert len(app.dataframe[0].value.columns) == 36
     assert "of what they paid at first" in text_of(app)
     assert list(app.dataframe[1].value.columns) == ["month", "nrr"]
@@ -63,27 +49,27 @@ def test_statements_cohorts_and_metrics() -> None:
 def test_a_run_is_planned_by_its_numbers() -> None:
     app = opened("training_lab")
     app.button_group(key="training_view").set_value("plan")
-    settled(app)
+    drawn(app)
     app.number_input(key="n").set_value(1.0)
     app.number_input(key="d").set_value(20.0)
     app.number_input(key="accelerators").set_value(8)
-    settled(app)
+    drawn(app)
     shown = {entry.label: str(entry.value) for entry in app.metric}
     assert shown["Compute (FLOP)"] == "1.20e+20"
     assert shown["Tokens per parameter"] == "20"
     app.number_input(key="n").set_value(1000.0)
     app.number_input(key="accelerators").set_value(1)
-    settled(app)
+    drawn(app)
     assert any("doesn't fit" in warning.value for warning in app.warning)
 
 
 def test_the_law_and_the_companys_runs_are_shown() -> None:
     app = opened("training_lab")
     app.button_group(key="training_view").set_value("law")
-    settled(app)
+    drawn(app)
     assert len(app.get("plotly_chart")) == 1
     app.button_group(key="training_view").set_value("company")
-    settled(app)
+    drawn(app)
     assert (app.dataframe[0].value["training_flop"] > 0).all()
 
 
@@ -96,12 +82,7 @@ def test_a_training_runs_for_real_and_says_what_came_out() -> None:
     app.number_input(key="sequence").set_value(32)
     app.number_input(key="library_mb").set_value(0.2)
     next(button for button in app.button if button.label == "Train").click()
-    app.run()
-    for _ in range(600):
-        if not app.get("progress"):
-            break
-        app.run()
-    assert [error.value for error in app.exception] == []
+    drawn(app, patience_s=200.0)
     assert not app.error
     assert len(app.get("plotly_chart")) == 1
     assert "What came out" in text_of(app)

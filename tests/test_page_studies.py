@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import helpers_app
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from helpers_app import APP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
@@ -30,9 +32,8 @@ from sim.study.sensitivity import Sensitivity, sensitivity
 from sim.study.waterfall import Term, waterfall
 from sim.theme import PALETTES, Theme, without_title
 
-APP = Path(__file__).parents[1] / "app.py"
-PATIENCE_S = 240.0  # on a machine that does much else
 HERE: dict[str, Any] = {"workers": 0}
+drawn = partial(helpers_app.drawn, patience_s=240.0)  # on a machine that does much else
 PRICE = "market.price_usd_per_mtok_output"
 MARKETING = "market.marketing_usd_per_month"
 
@@ -244,17 +245,6 @@ def test_candidates_are_all_drawn_and_the_best_stand_out(optimum: Optimum) -> No
 
 
 # --- pages ---
-
-
-def drawn(app: AppTest) -> AppTest:
-    """Rerun until no work in the background is under way, as the browser's polling does."""
-    app.run()
-    until_s = time.monotonic() + PATIENCE_S
-    while app.get("progress") and time.monotonic() < until_s:
-        time.sleep(0.2)
-        app.run()
-    assert [error.value for error in app.exception] == []
-    return app
 
 
 def opened(page: str, **query: str | list[str]) -> AppTest:

@@ -63,6 +63,19 @@ OUTCOMES: dict[str, Outcome] = {
     "founders_share_end": Outcome(mark("Founders' share at the end"), "fraction", True),
 }
 
+# What sums a study up, in the order of reading.
+MAIN_OUTCOMES = (
+    "arr_usd_end",
+    "revenue_usd_total",
+    "profit_usd_total",
+    "gross_margin_last12",
+    "cash_usd_end",
+    "cash_usd_min",
+    "breakeven_month_index",
+    "customers_end",
+    "ltv_to_cac_last",
+)
+
 
 def outcomes_of(result: Result) -> dict[str, float]:
     """Every outcome of a run, in the order of `OUTCOMES`; undefined is NaN, endless runway is infinite."""

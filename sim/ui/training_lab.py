@@ -18,7 +18,7 @@ from engine.hardware import CATALOG
 from engine.own_process import run_apart
 from engine.scaling import BESIROGLU_2024, ScalingConstants, load_law, loss_interval
 from sim import human
-from sim.cli_scaling import scenario_keys
+from sim.cli_scaling import LIBRARY_MB, RECIPE, SIZES, VOCAB_SIZE, parse_sizes, scenario_keys
 from sim.figures_training import loss_curve, planned_loss, scaling_law
 from sim.language import mark, tr
 from sim.plan_training import published_mfu, run_of
@@ -201,7 +201,14 @@ def law_view() -> None:
     def work(tell: Tell) -> str:
         run_apart(
             "scaling",
-            {"path": str(_LAW_FILE), "minutes": minutes, "library_mb": 4.0, "seed": 0},
+            {
+                "path": str(_LAW_FILE),
+                "config": {**RECIPE, "steps": 1},
+                "sizes": parse_sizes(SIZES),
+                "vocab_size": VOCAB_SIZE,
+                "minutes": minutes,
+                "library_mb": LIBRARY_MB,
+            },
             progress=tell,
         )
         return str(_LAW_FILE)

@@ -17,7 +17,7 @@ from sim.scenario import Scenario
 from sim.study.in_words import in_words, quantity
 from sim.study.levers import key_facts
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
-from sim.study.outcomes import OUTCOMES, shown
+from sim.study.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
 from sim.study.sampling import Sampling
 from sim.study.sensitivity import Method, Sensitivity, sensitivity
 from sim.ui import controls, link, parts
@@ -44,18 +44,7 @@ _SCOPES = {
     "all": mark("every number (±20% where unsure how much)"),
 }
 _SAMPLES = {"16": "16", "64": "64", "256": "256"}
-_TABLE = (
-    "arr_usd_end",
-    "revenue_usd_total",
-    "profit_usd_total",
-    "gross_margin_last12",
-    "cash_usd_end",
-    "cash_usd_min",
-    "breakeven_month_index",
-    "customers_end",
-    "ltv_to_cac_last",
-    "serving_cost_usd_per_mtok_last",
-)
+_TABLE = (*MAIN_OUTCOMES, "serving_cost_usd_per_mtok_last")
 # Undefined in many runs or almost always the same number: no histogram of them says much.
 OUTCOME_NAMES = [name for name in OUTCOMES if name not in ("ruined", "cash_out_month_index")]
 

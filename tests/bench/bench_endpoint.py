@@ -24,7 +24,7 @@ from engine.profile import Profile
 from sim.capacity import Objective, capacity_surface
 from sim.cli_endpoint import checked_with_backlog
 
-SERVE = "from sim import cli, cli_serve; cli.app.command('serve')(cli_serve.serve); cli.main()"
+SERVE = "from sim.cli import main; main()"
 TRAFFIC = {"chat": 1.0}
 
 
