@@ -64,7 +64,7 @@ class FleetRun:
         self.attempts = [0] * self.count
         self._lives = [False] * self.count  # an attempt is under way
         self.arrived_s = frame["arrived_s"].to_numpy(np.float64, copy=True)
-        self.left_s = np.full(self.count, math.nan)  # answered, or given up
+        self.left_s = np.full(self.count, math.nan)  # answered, or out of its replica after an attempt that failed
         self.started_s = float(np.nanmin(self.arrived_s)) if self.count else 0.0
         check_span(fleet, float(np.nanmax(self.arrived_s)) - self.started_s if self.count else 0.0)
         self.env = simpy.Environment(self.started_s)
@@ -263,6 +263,7 @@ class FleetRun:
     def _failed(self, row: int, status: int, left_s: float) -> None:
         """An attempt came to nothing, and is out of its replica at `left_s`; the client tries again or gives up."""
         self._lives[row] = False
+        self.left_s[row] = left_s
         retries = self.fleet.retries
         attempt = self.attempts[row]
         if attempt < retries.attempts:
@@ -272,7 +273,6 @@ class FleetRun:
             self.at(again_s, self.arrive, row)
             return
         self.status[row] = status
-        self.left_s[row] = left_s
         self._release_dependents(row, self.env.now)
 
     def _forget_times(self, row: int) -> None:
@@ -341,9 +341,15 @@ class FleetRun:
         now = self.env.now
         self.machines.set_serving(server, False)
         server.left_s = now
-        for row in self.core.clear(server.replica, now):
-            if self._lives[row % self.count]:  # else its client went away before
-                self._failed(row % self.count, _LOST, now)
+        for part in self.core.clear(server.replica, now):
+            row = part % self.count
+            if self._lives[row]:
+                self._failed(row, _LOST, now)
+                continue
+            # Its client went away before; the step that still computed it breaks off.
+            if self.status[row] == _OPEN:
+                self.waited_s += self.left_s[row] - now
+            self.left_s[row] = now
 
     # ---- tables ----
 

@@ -181,6 +181,14 @@ def test_a_client_who_left_before_the_machine_died_does_not_ask_twice() -> None:
     assert run.attempts == [2]
     assert run.status.tolist() == [1]
     assert run.left_s.tolist() == [11]  # asks at 7 s, gives up at 9 s, in a step until 11 s
+    assert run.core.counts["request_time_s"].sum() + run.waited_s == 11
+    once = fleet.model_copy(update={"retries": Retries()})
+    run = FleetRun(check_requests(requests([0.0])), once)
+    outage(run, run.machines.servers[0], 3.0, 100.0)
+    run.run()
+    assert run.status.tolist() == [1]
+    assert run.left_s.tolist() == [3]  # the step that still computed it broke off
+    assert run.core.counts["request_time_s"].sum() == 3
 
 
 def test_a_notice_lets_short_answers_finish() -> None:
