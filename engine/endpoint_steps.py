@@ -31,7 +31,8 @@ from engine.openai_client import Answer, Client
 FloatArray = NDArray[np.float64]
 
 _SKIP_STEPS = 2  # after the last stream began: connections and caches settle
-_STRETCHED = 0.5  # of the longest stretch: what counts as a full chunk
+_STRETCHED = 0.15  # of the longest stretch: with it the prompt begins
+_TELLING = 0.1  # of a full chunk: a second step with less may be a step without the prompt
 
 
 @dataclass
@@ -193,16 +194,20 @@ async def first_token_s(client: Client, prompt_tokens: int, rng: np.random.Gener
 def chunk_of(gaps_s: Sequence[float], plain_s: float, prompt_tokens: int) -> int | None:
     """Tokens of a full chunk of a rider's prompt, from the gaps that it stretched; None if one step took it whole.
 
-    `plain_s`: a step of the streams alone. The stretch of a step is taken as proportional to its chunk, so the mean
-    full stretch over all of it is a full chunk's share of the prompt.
+    `plain_s`: a step of the streams alone. All chunks but the last are full ones. Each takes longer than the one
+    before, for attention reads what came before; so the last is told by its share of what a full one would take there.
     """
     stretch = np.maximum(np.array(gaps_s) - plain_s, 0.0)
-    full = stretch > _STRETCHED * stretch.max(initial=0.0)
-    if full.sum() <= 1:
-        # One full chunk and a small rest look alike: then most of the stretch is in one gap either way.
-        rest = float(stretch[~full].sum() / stretch.sum()) if stretch.sum() > 0 else 0.0
-        return round(prompt_tokens * (1 - rest)) if rest > 0.1 else None
-    return round(prompt_tokens * float(stretch[full].mean() / stretch.sum()))
+    if not stretch.any():
+        return None
+    *full, last = stretch[int(np.argmax(stretch >= _STRETCHED * stretch.max())) :]
+    if not full:
+        return None
+    next_full = 2 * full[-1] - full[-2] if len(full) > 1 else full[-1]
+    share = min(float(last / next_full), 1.0)
+    if len(full) == 1 and share < _TELLING:
+        return None
+    return round(prompt_tokens / (len(full) + share))
 
 
 def as_budget(tokens: float) -> int:

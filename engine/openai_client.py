@@ -348,6 +348,7 @@ def _read_piece(event: dict[str, Any], chat: bool, answer: Answer) -> tuple[bool
     """
     if event.get("error"):
         raise InputError(f"error in the stream: {_message(event)}")
+    counted = answer.output_tokens or 0
     if usage := event.get("usage"):
         details = usage.get("prompt_tokens_details") or {}
         answer.prompt_tokens, answer.output_tokens = (
@@ -363,7 +364,8 @@ def _read_piece(event: dict[str, Any], chat: bool, answer: Answer) -> tuple[bool
     if not chat:
         return bool(choice.get("text")) or not ended, ended
     delta = choice.get("delta") or {}
-    return any(delta.get(name) for name in ("content", "reasoning_content", "tool_calls")), ended
+    says = any(delta.get(name) for name in ("content", "reasoning_content", "tool_calls"))
+    return says or (not ended and (answer.output_tokens or 0) > counted), ended
 
 
 def _dialects(continuous_usage: bool) -> list[dict[str, Any]]:

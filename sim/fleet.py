@@ -64,7 +64,8 @@ class FleetRun:
         self.attempts = [0] * self.count
         self._lives = [False] * self.count  # an attempt is under way
         self.arrived_s = frame["arrived_s"].to_numpy(np.float64, copy=True)
-        self.left_s = np.full(self.count, math.nan)  # answered, or out of its replica after an attempt that failed
+        # Answered, or out of its replica after an attempt that failed.
+        self.left_s = np.full(self.count, math.nan)
         self.started_s = float(np.nanmin(self.arrived_s)) if self.count else 0.0
         check_span(fleet, float(np.nanmax(self.arrived_s)) - self.started_s if self.count else 0.0)
         self.env = simpy.Environment(self.started_s)

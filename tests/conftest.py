@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core each: more threads than core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # in the background shells ignore it, and children inherit that
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -227,6 +227,12 @@ def test_a_chunk_is_found_in_the_gaps_it_stretches(
     gaps = [plain_s] + [plain_s + chunk * token_s] * chunks + ([plain_s + rest * token_s] if rest else [])
     assert chunk_of(gaps, plain_s, chunks * chunk + rest) == pytest.approx(chunk, abs=1)
     assert chunk_of([plain_s, plain_s + chunk * token_s], plain_s, chunk) is None
+    # Each chunk reads what the earlier ones left: here it takes a third of the first one longer than the one before.
+    growing = [plain_s + chunk * token_s * (1 + i / 3) for i in range(chunks)]
+    last = [plain_s + rest * token_s * (1 + chunks / 3)] if rest else []
+    assert chunk_of([plain_s, *growing, *last], plain_s, chunks * chunk + rest) == pytest.approx(
+        chunk, rel=0.02
+    )
 
 
 def test_budgets_are_the_powers_of_two_that_engines_set() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import math
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -68,6 +69,35 @@ def test_a_stream_adds_up_to_the_whole_answer(ai: openai.OpenAI, alone: LLM) -> 
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == 20
     assert chunks[-1].usage.prompt_tokens == len(expected.prompt_token_ids)
+
+
+@pytest.mark.parametrize("way", ["completions", "chat"])
+def test_a_stream_can_count_each_token(ai: openai.OpenAI, way: str) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    asked: Any = {
+        "model": "tiny",
+        "max_tokens": 200,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": options,
+    }
+    if way == "chat":
+        chunks = list(ai.chat.completions.create(messages=HELLO, **asked))[1:]
+    else:
+        chunks = list(ai.completions.create(prompt="Hello", **asked))
+    # A token each, or several where the loop was late; then that it is over, and the sum.
+    *counts, over, total = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(set(counts))
+    assert len(counts) > 20
+    assert (counts[-1], over, total) == (200, 200, 200)
+
+
+def test_pieces_are_sent_at_once(server: Server, ai: openai.OpenAI) -> None:
+    # With Nagle's algorithm the second piece of an answer waits for the client's acknowledgement of the first.
+    ai.models.list()
+    (connection,) = [each for each in server._uvicorn.server_state.connections if each.transport]
+    socket_ = connection.transport.get_extra_info("socket")
+    assert socket_.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_samples_and_seeds(ai: openai.OpenAI, alone: LLM) -> None:

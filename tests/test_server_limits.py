@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -215,6 +216,27 @@ def test_the_meter_has_it_before_the_client_sees_the_end(llm: LLM, tmp_path: Pat
         assert reader.frame().iloc[-1].output_tokens == 0
         assert reader.frame().iloc[-1].prompt_tokens == 2
         reader.close()
+
+
+def test_a_text_doesnt_wait_for_the_meter_but_its_end_does(llm: LLM, tmp_path: Path) -> None:
+    with Shop(database(tmp_path), llm) as shop:
+        _, secret = shop.keys.create("k", customer="Acme")
+        whole = post(shop.server, "/v1/completions", ASK, secret).json()["choices"][0]["text"]
+        locked = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
+        locked.execute("BEGIN IMMEDIATE")  # the meter can't write
+        asked: Any = {**ASK, "extra_body": {"ignore_eos": True}}
+        del asked["ignore_eos"]
+        stream = client(shop.server, secret).completions.create(model="tiny", stream=True, **asked)
+        text, reason = "", None
+        for chunk in stream:
+            text, reason = text + chunk.choices[0].text, chunk.choices[0].finish_reason
+            if text == whole and locked.in_transaction:
+                assert reason is None
+                assert len(shop.meter.frame()) == 1
+                locked.execute("ROLLBACK")
+        assert (text, reason) == (whole, "length")
+        assert len(shop.meter.frame()) == 2
+        locked.close()
 
 
 def test_costs_share_the_engines_time(llm: LLM, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.sampling import TokenLogprobs
 from engine.server.loop import Sample, Ticket
+from engine.server.schema import StreamOptions
 from engine.token_bytes import token_bytes
 
 DONE = b"data: [DONE]\n\n"
@@ -189,11 +190,11 @@ def whole(form: Form, ticket: Ticket) -> bytes:
 class Stream:
     """The events of one stream. What is the same in each of them is written once."""
 
-    def __init__(self, form: Form, ticket: Ticket, include_usage: bool) -> None:
-        self._form, self._ticket = form, ticket
+    def __init__(self, form: Form, ticket: Ticket, options: StreamOptions) -> None:
+        self._form, self._ticket, self._options = form, ticket, options
         head = json.dumps({**form.head, "object": form.chunk_object})
         self._open = f'data: {head[:-1]}, "choices": ['
-        self._close = '], "usage": null}\n\n' if include_usage else "]}\n\n"
+        self._close = '], "usage": null}\n\n' if options.include_usage else "]}\n\n"
         self._head = head
         self._sent = [(0, 0, False)] * len(ticket.samples)  # characters, tokens, whether it is over
         self._offsets = [0] * len(ticket.samples)
@@ -203,17 +204,17 @@ class Stream:
         opened = [self._form.first_delta(index) for index in range(len(self._sent))]
         return "".join(self._event(each) for each in opened if each is not None).encode()
 
-    def news(self) -> bytes:
-        """Events of everything that is new; may be nothing."""
-        events = ""
+    def news(self, ends: bool = True) -> bytes:
+        """Events of everything that is new; may be nothing. `ends`: also that an answer is over."""
+        events, counts = "", self._options.continuous_usage_stats
         for index, sample in enumerate(self._ticket.samples):
             characters, tokens, over = self._sent[index]
-            reason = sample.finish_reason
-            text = sample.text[characters:]
-            if over or not (text or reason):
+            reason = sample.finish_reason if ends else None
+            text, grew = sample.text[characters:], sample.tokens > tokens
+            if over or not (text or reason or (counts and grew)):
                 continue
             logprobs = None
-            if sample.output.logprobs is not None:
+            if sample.output.logprobs is not None and grew:
                 logprobs = self._form.logprobs(sample, tokens, self._offsets[index])
                 self._offsets[index] += len(text)
             self._sent[index] = (len(sample.text), sample.tokens, reason is not None)
@@ -221,12 +222,17 @@ class Stream:
         return events.encode()
 
     def usage(self) -> bytes:
-        """The event that tells the tokens."""
+        """The event that tells the tokens, if the client asked for it."""
+        if not self._options.include_usage:
+            return b""
         usage = json.dumps(usage_of(self._ticket))
         return f'data: {self._head[:-1]}, "choices": [], "usage": {usage}}}\n\n'.encode()
 
     def _event(self, choice: dict[str, Any]) -> str:
-        return f"{self._open}{json.dumps(choice)}{self._close}"
+        close = self._close
+        if self._options.continuous_usage_stats:
+            close = f'], "usage": {json.dumps(usage_of(self._ticket))}}}\n\n'
+        return f"{self._open}{json.dumps(choice)}{close}"
 
 
 def embedded(vector: list[float], encoding: str) -> list[float] | str:

@@ -214,23 +214,21 @@ async def _answer(
             headers={"Retry-After": str(service.engine.retry_after_s())},
         )  # fmt: skip
     if streams:
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        return _Events(Stream(form, ticket, usage), ticket, settle, usage)
+        options = body.stream_options or schema.StreamOptions()
+        return _Events(Stream(form, ticket, options), ticket, settle)
     await settle()
     return Response(whole(form, ticket), media_type="application/json")
 
 
 class _Events(Response):
-    """A stream of server-sent events; the last one is sent when the request is metered."""
+    """A stream of server-sent events. That the answer is over is told when the request is metered, its text before."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, stream: Stream, ticket: Ticket, settle: Callable[[], Awaitable[None]], usage: bool
-    ) -> None:
+    def __init__(self, stream: Stream, ticket: Ticket, settle: Callable[[], Awaitable[None]]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._stream, self._ticket, self._settle, self._usage = stream, ticket, settle, usage
+        self._stream, self._ticket, self._settle = stream, ticket, settle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what comes while it comes."""
@@ -240,9 +238,10 @@ class _Events(Response):
         try:
             await _send(send, stream.first())
             while not ticket.gone:
-                if ticket.closed.is_set():
+                over = ticket.closed.is_set()
+                await _send(send, stream.news(ends=not over))
+                if over:
                     break
-                await _send(send, stream.news())
                 await ticket.wait()
             if ticket.error is not None:
                 raise ticket.error
@@ -252,8 +251,7 @@ class _Events(Response):
             else:
                 end = stream.news()
                 await self._settle()
-                end += stream.usage() if self._usage else b""
-                end += DONE
+                end += stream.usage() + DONE
         except (ApiError, InputError, StoppedError) as error:
             answer = error if isinstance(error, ApiError) else told(error)
             if not isinstance(error, ApiError):

@@ -12,8 +12,9 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 
@@ -167,7 +168,7 @@ class Server:
         """
         raise_file_limit()
         self.engine.start()
-        asyncio.run(self._serve(on_ready, listens=True))
+        self._run(self._serve(on_ready, listens=True))
         if self.engine.failure is not None:
             if isinstance(self.engine.failure, InputError):
                 raise self.engine.failure
@@ -175,9 +176,14 @@ class Server:
 
     def _run_apart(self) -> None:
         try:
-            asyncio.run(self._serve(None, listens=False))
+            self._run(self._serve(None, listens=False))
         except BaseException as error:
             self._failed = error
+
+    def _run(self, serving: Coroutine[Any, Any, None]) -> None:
+        """In the event loop that uvicorn would take: uvloop, where it is installed."""
+        with asyncio.Runner(loop_factory=self._uvicorn.config.get_loop_factory()) as runner:
+            runner.run(serving)
 
     async def _serve(self, on_ready: Callable[[LLM], None] | None, listens: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -235,7 +241,8 @@ def raise_file_limit() -> None:
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol by name: event loops turn Nagle's waiting off (40 ms an answer) only where a socket tells it.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))

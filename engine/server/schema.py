@@ -38,6 +38,10 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(
+        default=False,
+        description="The usage so far in each piece, and a piece for each token, with text or without.",
+    )
 
 
 class ResponseFormat(BaseModel):
