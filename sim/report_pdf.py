@@ -92,7 +92,7 @@ def _data(
         "cohorts": _tables(content.cohort_tables(result)),
         "events": content.event_rows(result),
         "kinds": {kind: [tr(word), tr(meaning)] for kind, (word, meaning) in content.KINDS.items()},
-        "assumptions": used,
+        "assumptions": [row | {"source": row["source"].replace("(", "(\u200b")} for row in used],
         "provenance": content.provenance(result),
         "yaml": re.sub(" {2,}#", "  #", result.scenario.to_yaml()),
         "words": {
