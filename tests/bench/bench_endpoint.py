@@ -2,29 +2,33 @@
 
     python tests/bench/bench_endpoint.py [model, default smollm2-135m] [dtype, default float32] [seconds, default 240]
 
-The inside profile is `flywheel profile`'s; then `flywheel serve` serves the same model, and the endpoint is measured
-over HTTP from another process on the same cores, as `flywheel profile --endpoint` does. Both go through the same
-capacity surface. The goal is 10 %. The outside pays for what the inside doesn't time: the server, HTTP, and the client
-on the same cores. A machine that changes its speed in between shows here as well: the inside is measured twice, before
-and after, and how far these two differ is printed beside.
+The server that is measured over HTTP, as `flywheel profile --endpoint` does from another process on the same cores,
+notes each step that its engine runs. A step-time model fitted to these is the inside of the very same minutes: the
+goal of 10 % is on the capacity against it, through the same capacity surface. `flywheel profile`'s own way, before and
+after, is told as well; on a machine that others use these two differ by more than 10 % from each other.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
-import urllib.request
+import time
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from engine.endpoint_profile import Known, measure_endpoint
 from engine.errors import InputError
 from engine.openai_client import Endpoint
-from engine.profile import Profile
+from engine.profile import Measurement, Profile
+from engine.profiler import fit_and_judge
 from sim.capacity import Objective, capacity_surface
 from sim.cli_endpoint import checked_with_backlog
 
-SERVE = "from sim.cli import main; main()"
 TRAFFIC = {"chat": 1.0}
 
 
@@ -38,22 +42,73 @@ def inside(model: str, dtype: str, budget_s: float, path: Path) -> Profile:
     return Profile.load(path)
 
 
-def outside(model: str, dtype: str, budget_s: float, price: float, parameters: int) -> Profile:
-    words = [sys.executable, "-c", SERVE, "serve", model, "--dtype", dtype, "--port", "0"]
+def serve(model: str, dtype: str, path: Path) -> None:
+    """`flywheel serve` in short, that notes each step of its engine in a file."""
+    from engine import LLM
+    from engine.batch import Step
+    from engine.server.run import Server, ServerConfig
+
+    noted: list[object] = []
+    with path.open("w", buffering=1) as file:
+
+        def make() -> LLM:
+            llm = LLM(model, dtype=dtype)
+            step = llm.step
+
+            def timed() -> list[object]:
+                noted.clear()
+                begun_s = time.perf_counter()
+                outputs = step()
+                print(json.dumps([*noted, time.perf_counter() - begun_s]), file=file)
+                return outputs  # type: ignore[return-value]
+
+            llm.step = timed  # type: ignore[assignment]
+            return llm
+
+        server = Server(make, ServerConfig(port=0), name=model)
+        note = server.engine._note
+
+        def noting(step: Step) -> None:
+            noted.append([(chunk.tokens, chunk.start) for chunk in step.prefills])
+            noted.append([request.computed_tokens for request in step.decodes])
+            note(step)
+
+        server.engine._note = noting  # type: ignore[method-assign]
+        server.run(on_ready=lambda _: print(server.url, flush=True))
+
+
+def noted_steps(path: Path) -> list[Measurement]:
+    """The steps that the server noted: the median of those with the same chunks and about the same contexts."""
+    seconds: dict[tuple[tuple[tuple[int, int], ...], int, int], list[tuple[float, float]]] = defaultdict(list)
+    for line in path.read_text().splitlines():
+        prefill, contexts, took_s = json.loads(line)
+        context = float(np.mean(contexts)) if contexts else 0.0
+        chunks = tuple((tokens, start) for tokens, start in prefill)
+        seconds[chunks, len(contexts), round(context / 64)].append((context, took_s))
+    points = []
+    for (chunks, decodes, _), rows in seconds.items():
+        context, took_s = np.median(np.array(rows), axis=0)
+        kind = "mixed" if chunks and decodes else "prefill" if chunks else "decode"
+        points.append(
+            Measurement(kind, chunks, (round(context),) * decodes, float(took_s), 0.0, len(rows), False)
+        )
+    return points
+
+
+def outside(
+    model: str, dtype: str, budget_s: float, price: float, parameters: int, path: Path
+) -> tuple[Profile, Profile]:
+    """The endpoint's profile, and the same profile with the step times that the server noted meanwhile."""
+    words = [sys.executable, __file__, model, dtype, "--serve", str(path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
-            url = ""
-            for line in server.stdout:
-                url = url or next((word for word in line.split() if word.startswith("http://")), "")
-                if "ready" in line:
-                    break
-            with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
-                assert answer.status == 200
-            endpoint = Endpoint(url)
+            endpoint = Endpoint(server.stdout.readline().strip())
             known = Known(price_usd_per_hour=price, parameters=parameters)
             found = measure_endpoint(endpoint, known, budget_s=budget_s, max_concurrency=128)
-            return checked_with_backlog(found, endpoint, budget_s / 2)
+            coefficients, fit = fit_and_judge(noted_steps(path))
+            own = replace(found, coefficients=coefficients, fit=fit)
+            return checked_with_backlog(found, endpoint, budget_s / 2), own
         finally:
             server.terminate()
 
@@ -77,6 +132,9 @@ def capacity(profile: Profile, objective: Objective) -> float:
 
 
 def main() -> None:
+    if "--serve" in sys.argv:
+        serve(sys.argv[1], sys.argv[2], Path(sys.argv[4]))
+        return
     model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
     dtype = sys.argv[2] if len(sys.argv) > 2 else "float32"
     budget_s = float(sys.argv[3]) if len(sys.argv) > 3 else 240.0
@@ -86,16 +144,20 @@ def main() -> None:
         print(
             f"goal: p95 of TTFT {goal.ttft_p95_s:.2f} s, of TPOT {goal.tpot_p95_s:.3f} s, traffic {TRAFFIC}"
         )
-        print(f"inside, before: {capacity(before, goal):.3f} requests/s", flush=True)
-        seen = outside(model, dtype, budget_s, before.hardware.price_usd_per_hour, before.model.parameters)
-        print(f"outside:        {capacity(seen, goal):.3f} requests/s; limits {seen.scheduler}", flush=True)
+        print(f"profile before:  {capacity(before, goal):.3f} requests/s", flush=True)
+        price, parameters = before.hardware.price_usd_per_hour, before.model.parameters
+        seen, own = outside(model, dtype, budget_s, price, parameters, Path(folder) / "steps")
+        print(f"outside:         {capacity(seen, goal):.3f} requests/s; limits {seen.scheduler}")
+        print(f"its own steps:   {capacity(own, goal):.3f} requests/s", flush=True)
         after = inside(model, dtype, budget_s / 2, Path(folder) / "after.json")
-        print(f"inside, after:  {capacity(after, goal):.3f} requests/s")
+        print(f"profile after:   {capacity(after, goal):.3f} requests/s")
     first, last = capacity(before, goal), capacity(after, goal)
     print(
-        f"outside / inside − 1 = {capacity(seen, goal) / ((first + last) / 2) - 1:+.1%} (goal ±10 %); "
+        f"outside / its own steps − 1 = {capacity(seen, goal) / capacity(own, goal) - 1:+.1%} (goal ±10 %); "
+        f"outside / profiles − 1 = {capacity(seen, goal) / ((first + last) / 2) - 1:+.1%}; "
         f"after / before − 1 = {last / first - 1:+.1%} (the machine)"
     )
+    print("                  before | outside | own steps | after, ms")
     for name, prefill, contexts in (
         ("decode 1", [], [200]),
         ("decode 16", [], [200] * 16),
@@ -103,10 +165,8 @@ def main() -> None:
         ("prefill 256", [(256, 0)], []),
         ("256 beside 32", [(256, 0)], [200] * 32),
     ):
-        times = [profile.step_time(prefill, contexts) * 1e3 for profile in (before, seen, after)]
-        print(
-            f"  {name:<14} {times[0]:8.1f} | {times[1]:8.1f} | {times[2]:8.1f} ms inside | outside | inside"
-        )
+        times = [profile.step_time(prefill, contexts) * 1e3 for profile in (before, seen, own, after)]
+        print(f"  {name:<14}" + " |".join(f" {each:8.1f}" for each in times))
     print(f"check with a backlog: {seen.method['check']}")
     print(
         f"held-out error inside {before.fit.median_relative_error:.1%}, outside {seen.fit.median_relative_error:.1%}"
