@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import groupby
@@ -70,15 +71,22 @@ def write_bill(
     """
     written = [folder / f"{bill.month}.csv"]
     write_atomically(written[0], invoices_csv(bill.invoices))
-    for place, invoice in enumerate(bill.invoices):
-        if progress:
-            progress(place / len(bill.invoices), invoice.number)
-        contents: dict[str, str | bytes] = {"csv": invoices_csv([invoice])}
-        if pdf:
-            contents["pdf"] = invoice_pdf(bill.company, invoice)
-        for ending, content in contents.items():
-            written.append(folder / f"{invoice.number}.{ending}")
-            write_atomically(written[-1], content)
+    spoken = language()
+
+    def as_pdf(invoice: Invoice) -> bytes | None:
+        with speaking(spoken):  # a thread doesn't know its caller's language
+            return invoice_pdf(bill.company, invoice) if pdf else None
+
+    with ThreadPoolExecutor() as pool:  # Typst sets without the interpreter's lock
+        for place, (invoice, page) in enumerate(
+            zip(bill.invoices, pool.map(as_pdf, bill.invoices), strict=True)
+        ):
+            if progress:
+                progress(place / len(bill.invoices), invoice.number)
+            for ending, content in (("csv", invoices_csv([invoice])), ("pdf", page)):
+                if content is not None:
+                    written.append(folder / f"{invoice.number}.{ending}")
+                    write_atomically(written[-1], content)
     return written
 
 
