@@ -461,13 +461,17 @@ def test_every_shipped_plan_can_be_billed() -> None:
 
 
 def pdf_text(company_name: str, invoice: Invoice) -> str:
+    return text_of(invoice_pdf(company_name, invoice))
+
+
+def text_of(pdf: bytes) -> str:
     import pymupdf
 
-    with pymupdf.open(stream=invoice_pdf(company_name, invoice)) as document:
+    with pymupdf.open(stream=pdf) as document:
         return "\n".join(page.get_text() for page in document).replace("\u200b", "")
 
 
-def test_the_pdf_shows_the_invoice_and_takes_no_text_as_markup() -> None:
+def test_the_pdf_shows_the_invoice_and_takes_no_text_as_markup(tmp_path: Path) -> None:
     scenario = offer({"pays_per_token": True}, market__terms={"sales_tax_rate": 0.19})
     wild = key(customer="#panic() *Bold* $x^2$ <b> \\ Ltd", name="_under_ `raw` [x] @ref")
     billed = bill_usage([used(123_456_789, 0, 987_654)], [wild], scenario, "2026-11")
@@ -480,7 +484,10 @@ def test_the_pdf_shows_the_invoice_and_takes_no_text_as_markup() -> None:
     ):  # fmt: skip
         assert shown in text
     with speaking("zh"):
-        assert "24.691358" in pdf_text("小公司", billed.invoices[0])
+        *_, pdf = write_bill(billed, tmp_path)
+    chinese = text_of(pdf.read_bytes())
+    assert "24.691358" in chinese
+    assert "账单" in chinese
 
 
 def test_a_long_invoice_breaks_over_pages_and_keeps_every_line() -> None:
