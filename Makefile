@@ -20,7 +20,7 @@ $(PROFILE): | $(VENV)/installed
 	$(BIN)/flywheel profile smollm2-135m --out $@
 
 run: $(VENV)/installed $(PROFILE)
-	$(BIN)/flywheel run $(SCENARIO)
+	$(BIN)/flywheel run $(SCENARIO) --runs 200
 
 app: $(VENV)/installed
 	$(BIN)/flywheel app

@@ -86,11 +86,18 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Of the HTML and PDF: summary, figures, statements, tables, cohorts, events, assumptions, "
-            "provenance, scenario (default: all).",
+            help="Of the HTML and PDF: summary, uncertainty, figures, statements, tables, cohorts, events, "
+            "assumptions, provenance, scenario (default: all).",
         ),
     ] = None,
     lang: Annotated[str, typer.Option(help="Language of the reports: en or zh.")] = "en",
+    runs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Runs under other luck and other draws of what is uncertain, for the report's section uncertainty.",
+        ),
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a company through its months and write report.html, monthly.csv, ledger.parquet, result.json."""
@@ -109,16 +116,24 @@ def run(
     folder = out or Path("out") / Path(scenario).stem
     with progress_bar(f"run {Path(scenario).stem}") as report:
         result = simulate(chosen, seed=seed, profile=measured, progress=report)
+    study = None
+    if runs:
+        from sim.study.monte_carlo import monte_carlo
+
+        with progress_bar("uncertainty") as report:
+            study = monte_carlo(chosen, runs=runs, seed=result.seed, profile=measured, progress=report)
     with progress_bar("report") as report:
-        written = write_outputs(result, folder, wanted, shown, lang, report)
+        written = write_outputs(result, folder, wanted, shown, lang, report, study)
     if as_json:
         print_json({"report": str(written), "seed": result.seed, "headline": result.headline})
     else:
         print_table(chosen.name, headline_rows(result))
-        if chosen.uncertain:
+        if study is not None:
+            cli_study.show(study)
+        elif chosen.uncertain:
             print(
                 f"{len(chosen.uncertain)} values are uncertain, this run takes their medians; "
-                f"`flywheel study monte-carlo {scenario}` draws them."
+                f"`--runs 200` draws them for the report."
             )
         print(f"Report: {written}")
 

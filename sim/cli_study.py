@@ -99,7 +99,7 @@ def monte_carlo(
     if as_json:
         print_json(found.summary())
         return
-    _show(found)
+    show(found)
     if out is not None:
         print(f"Runs: {out / 'runs.parquet'}")
 
@@ -126,7 +126,8 @@ def _as_json(found: MonteCarlo) -> str:
     return json.dumps(json_ready(found.summary()), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _show(found: MonteCarlo) -> None:
+def show(found: MonteCarlo) -> None:
+    """Percentiles and probabilities, on the terminal."""
     from sim.study.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
 
     count = len(found.runs) - found.failed

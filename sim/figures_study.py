@@ -281,6 +281,12 @@ def indices(found: Sensitivity, theme: Theme = "light") -> go.Figure:
     return figure
 
 
+def report_figures(study: MonteCarlo) -> dict[str, go.Figure]:
+    """{name: figure} for a report: what may become of revenue and cash, and the risk of ruin."""
+    fans = {f"fan_{name}": fan(study, name) for name in ("revenue_usd", "cash_usd") if name in study.fans}
+    return {**fans, "ruin": ruin(study)}
+
+
 def row_of(study: MonteCarlo, outcome: str) -> dict[str, float]:
     """Mean and percentiles of an outcome (see `MonteCarlo.outcomes`)."""
     row = study.outcomes[study.outcomes["outcome"] == outcome].drop(columns="outcome")

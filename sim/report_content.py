@@ -22,6 +22,8 @@ from sim.provenance import command_line, program_version, provenance_rows
 from sim.report_lines import STATEMENTS, TOTALS, by_year, line_label, used
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from sim.company import Result
     from sim.study.monte_carlo import MonteCarlo
 
@@ -235,6 +237,21 @@ def uncertainty_tables(study: MonteCarlo) -> list[Table]:
             ],
         ),
     ]
+
+
+def report_figures(
+    result: Result, sections: Iterable[str], study: MonteCarlo | None
+) -> dict[str, dict[str, go.Figure]]:
+    """{section: {name: figure}} of the sections chosen that have figures."""
+    from sim.figures import all_figures
+    from sim.figures_study import report_figures as of_study
+
+    made: dict[str, dict[str, go.Figure]] = {}
+    if "uncertainty" in sections and study is not None:
+        made["uncertainty"] = of_study(study)
+    if "figures" in sections:
+        made["figures"] = {name: draw(result) for name, draw in all_figures().items()}
+    return made
 
 
 def event_rows(result: Result) -> list[list[str]]:

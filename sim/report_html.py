@@ -13,6 +13,8 @@ from sim.language import language as language_now
 from sim.language import speaking, tr
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from sim.company import Result
     from sim.study.monte_carlo import MonteCarlo
 
@@ -51,7 +53,7 @@ def _render(result: Result, chosen: list[str], study: MonteCarlo | None) -> str:
     environment = Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     *identity, (_, command) = content.identity(result)
-    figures = _figures(result) if "figures" in chosen else []
+    drawn = content.report_figures(result, chosen, study)
     return template.render(
         tr=tr,
         language=_HTML_LANGUAGE[language_now()],
@@ -62,7 +64,7 @@ def _render(result: Result, chosen: list[str], study: MonteCarlo | None) -> str:
         headline=content.headline_rows(result),
         uncertainty=content.uncertainty_tables(study) if study else [],
         uncertainty_note=content.uncertainty_note(study) if study else "",
-        figures=figures,
+        figures={section: _figures(figures) for section, figures in drawn.items()},
         statements=content.statements(result),
         tables=content.finance_tables(result),
         cohorts=content.cohort_tables(result),
@@ -79,18 +81,17 @@ def _render(result: Result, chosen: list[str], study: MonteCarlo | None) -> str:
         dark_for_light=json.dumps(dark_for_light()),
         # Plotly links to itself and to map makers; a file that needs no network shows none of these.
         plotly_js=re.sub(r"""(src|href)=(["'])https?://[^"'\\]*""", r"\1=\2#", get_plotlyjs())
-        if figures
+        if drawn
         else "",
     )
 
 
-def _figures(result: Result) -> list[dict[str, Any]]:
-    from sim.figures import all_figures
+def _figures(drawn: dict[str, go.Figure]) -> list[dict[str, Any]]:
     from sim.theme import without_title
 
     figures = []
-    for name, draw in all_figures().items():
-        title, subtitle, figure = without_title(draw(result))
+    for name, whole in drawn.items():
+        title, subtitle, figure = without_title(whole)
         # "<" would end the script element early; JSON reads the escape as the same character.
         text = figure.to_json().replace("<", "\\u003c")
         figures.append({"name": name, "title": title, "subtitle": subtitle, "json": text})

@@ -51,21 +51,28 @@ def report_pdf(
     chosen = content.chosen_sections(sections)
     report = progress or (lambda done, what: None)
     with speaking(language or language_now()):
-        pictures: list[Picture] = []
-        if "figures" in chosen:
+        sections_drawn = content.report_figures(result, chosen, study)
+        figures = {name: figure for section in sections_drawn.values() for name, figure in section.items()}
+        pictures: dict[str, Picture] = {}
+        if figures:
             fonts = document_fonts(chinese_first=language_now() == "zh")
-            pictures = draw_pictures(result, fonts, lambda done, what: report(0.9 * done, what))
+            pictures = draw_pictures(figures, fonts, lambda done, what: report(0.9 * done, what))
         report(0.9, "typesetting the PDF")
-        data = _breakable(_data(result, chosen, pictures, study), _LONG_WORD)
+        data = _breakable(_data(result, chosen, study), _LONG_WORD)
+        data["figures"] = {
+            section: [
+                {"name": name, "title": pictures[name].title, "subtitle": pictures[name].subtitle}
+                for name in drawn
+            ]
+            for section, drawn in sections_drawn.items()
+        }
         data["title"], data["name"] = result.scenario.name, _breakable(result.scenario.name, _LONG_NAME)
-        pdf = typeset(_TEMPLATE, data, {one.name: one.svg for one in pictures})
+        pdf = typeset(_TEMPLATE, data, {name: one.svg for name, one in pictures.items()})
         report(1.0, "done")
     return pdf
 
 
-def _data(
-    result: Result, chosen: list[str], pictures: list[Picture], study: MonteCarlo | None
-) -> dict[str, Any]:
+def _data(result: Result, chosen: list[str], study: MonteCarlo | None) -> dict[str, Any]:
     assumptions = content.assumption_rows(result)
     identity = content.identity(result)
     used = [row for row in assumptions if row["value"] != human.UNKNOWN]
@@ -86,7 +93,6 @@ def _data(
             version=program_version(),
         ),
         "uncertainty": _tables(content.uncertainty_tables(study)) if study else [],
-        "figures": [{"name": one.name, "title": one.title, "subtitle": one.subtitle} for one in pictures],
         "statements": _tables(statements),
         "tables": _tables(content.finance_tables(result)),
         "cohorts": _tables(content.cohort_tables(result)),

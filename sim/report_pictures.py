@@ -7,7 +7,7 @@ letters measured by the browser fit where the document puts them. Nothing is fet
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,8 +16,6 @@ from engine.errors import InputError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from sim.company import Result
 
 Progress = Callable[[float, str], None]
 SIZE_PX = (760, 415)  # two with their titles fill a page of A4
@@ -33,27 +31,28 @@ class Picture:
     svg: bytes
 
 
-def draw_pictures(result: Result, fonts: list[str], progress: Progress | None = None) -> list[Picture]:
-    """All figures of a run as SVG, in the order of the report.
+def draw_pictures(
+    figures: Mapping[str, go.Figure], fonts: list[str], progress: Progress | None = None
+) -> dict[str, Picture]:
+    """Figures as SVG, by their names.
 
     Args:
-        result: the run.
+        figures: {name: figure with its title}.
         fonts: families of the text, best first.
         progress: called with (fraction done, what is being done); whatever it raises ends the drawing.
 
     Raises:
         InputError: kaleido or a Chrome to draw with is missing, or the browser broke.
     """
-    from sim.figures import all_figures
     from sim.theme import without_title
 
-    bare = {name: without_title(draw(result)) for name, draw in all_figures().items()}
+    bare = {name: without_title(figure) for name, figure in figures.items()}
     for _, _, figure in bare.values():
         figure.layout.font.family = ", ".join(f"'{name}'" for name in fonts)
     drawn = _draw(
         {name: figure for name, (_, _, figure) in bare.items()}, progress or (lambda done, what: None)
     )
-    return [Picture(name, title, subtitle, drawn[name]) for name, (title, subtitle, _) in bare.items()]
+    return {name: Picture(name, title, subtitle, drawn[name]) for name, (title, subtitle, _) in bare.items()}
 
 
 def _draw(figures: dict[str, go.Figure], progress: Progress) -> dict[str, bytes]:

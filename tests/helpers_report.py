@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from helpers_company import closed_form_surface
 from hypothesis import strategies as st
@@ -37,3 +38,8 @@ def run(**overrides: object) -> Result:
 def named(result: Result, name: str) -> Result:
     """The same run under another name."""
     return dataclasses.replace(result, scenario=result.scenario.override({"name": name}))
+
+
+def squeezed(text: str) -> str:
+    """Text without what a line break may change."""
+    return re.sub(r"[\s\u200b\u00ad-]+", "", text)

@@ -84,6 +84,7 @@ def test_change_a_price_compare_send_the_report_and_share_the_link(watched: Watc
     text = " ".join(document[sheet].get_text() for sheet in range(3))
     assert "API startup" in text
     assert after["ARR at the end"] in text
+    assert "in 9 of 10 runs" in text
     assert b"Plotly" in downloaded(page, "Download HTML")
 
     second = watched.tab()

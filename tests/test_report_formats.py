@@ -15,12 +15,13 @@ import pandas as pd
 import pymupdf
 import pytest
 from helpers_company import closed_form_surface
-from helpers_report import HOSTILE, NAMES, named, run
+from helpers_report import HOSTILE, NAMES, named, run, squeezed
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
 from sim import Result, Scenario, human, report, simulate
+from sim.figures_study import report_figures
 from sim.language import speaking, tr
 from sim.report import (
     SECTIONS,
@@ -237,9 +238,14 @@ def test_a_study_is_told_with_its_percentiles(short: Result, study: MonteCarlo) 
     assert said["mean"] == human.usd(cash.mean())
     chance = next(row for row in uncertainty_tables(study)[1].rows if row[0] == "cash_usd_end > 0")
     assert chance[1] == human.percent(float(np.mean(cash > 0)), 1)
+    titles = [squeezed(str(figure.layout.title.text)) for figure in report_figures(study).values()]
+    assert len(titles) == 3
+    assert page.count("<figure ") == 3
     text = report_pdf(short, ["uncertainty"], study=study)
     with pymupdf.open(stream=text) as document:
-        assert said["median"] in "".join(page.get_text() for page in document)
+        told = squeezed("".join(page.get_text() for page in document))
+    assert squeezed(said["median"]) in told
+    assert all(title in told for title in titles)
 
 
 def test_the_command_writes_what_it_is_asked_for(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pymupdf
 import pytest
 import typst
-from helpers_report import HOSTILE, NAMES, named, run
+from helpers_report import HOSTILE, NAMES, named, run, squeezed
 from hypothesis import example, given, settings
 
 from engine.errors import InputError
@@ -27,11 +27,6 @@ A4_PT = (595.28, 841.89)
 def text_of(page: pymupdf.Page) -> str:
     """The text of a page, spaces and line breaks as one space."""
     return " ".join(page.get_text().replace("\u200b", "").split())
-
-
-def squeezed(text: str) -> str:
-    """Text without what a line break may change."""
-    return re.sub(r"[\s\u200b\u00ad-]+", "", text)
 
 
 def assert_nothing_is_cut_off(document: pymupdf.Document) -> None:
@@ -204,7 +199,7 @@ def test_cancelling_ends_the_drawing(result: Result) -> None:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        draw_pictures(result, ["DejaVu Sans"], tell)
+        draw_pictures({name: draw(result) for name, draw in all_figures().items()}, ["DejaVu Sans"], tell)
     assert len(told) == 3
 
 

@@ -23,6 +23,9 @@ from sim.report import (
 from sim.ui import controls, parts
 from sim.ui.jobs import Tell, bench
 
+_RUNS = 200  # as `make run`'s
+_STUDY_SHARE = 0.6  # of the time that a report takes
+
 _FORMATS = {
     "html": (mark("HTML: one page with live figures, opens without a network"), "text/html"),
     "pdf": (mark("PDF: A4, to print or to send to a board"), "application/pdf"),
@@ -34,15 +37,28 @@ _FORMATS = {
 
 
 def files_of(formats: list[str], sections: list[str], code: str, tell: Tell) -> dict[str, bytes]:
-    """{format: the report's bytes}, made one after the other."""
+    """{format: the report's bytes}, made one after the other; before, the runs that its section Uncertainty tells."""
+    study, begin = None, 0.0
+    if "uncertainty" in sections and set(formats) & {"html", "pdf"}:
+        from sim.study.monte_carlo import monte_carlo
+
+        begin = _STUDY_SHARE
+        study = monte_carlo(
+            result.scenario,
+            runs=_RUNS,
+            seed=result.seed,
+            profile=result.profile,
+            progress=_share(tell, 0.0, begin),
+        )
     made: dict[str, bytes] = {}
     for number, name in enumerate(formats):
-        told = _share(tell, number / len(formats), 1 / len(formats))
+        each = (1 - begin) / len(formats)
+        told = _share(tell, begin + number * each, each)
         told(0.0, name.upper())
         if name == "html":
-            made[name] = report_html(result, sections, code).encode()
+            made[name] = report_html(result, sections, code, study).encode()
         elif name == "pdf":
-            made[name] = report_pdf(result, sections, code, told)
+            made[name] = report_pdf(result, sections, code, told, study)
         else:
             made[name] = report_xlsx(result, code)
     return made
