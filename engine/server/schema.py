@@ -318,5 +318,8 @@ def describe_responses(*statuses: int, stream: bool = False) -> dict[int | str, 
     """FastAPI's description of the errors of a route, and that its answer may be a stream."""
     found: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in statuses}
     if stream:
-        found[200] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+        found[200] = {
+            "content": {"text/event-stream": {"schema": event}}
+        }  # of each event, as OpenAPI 3.1 has it
     return found
