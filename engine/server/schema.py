@@ -133,8 +133,16 @@ class EmbeddingBody(Body):
     encoding_format: Literal["float", "base64"] | None = "float"
 
 
+def _either(name: str) -> dict[str, Any]:
+    """Of prompt and messages this one; the other is null or left out."""
+    other = {"prompt": "messages", "messages": "prompt"}[name]
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}, other: {"type": "null"}}}
+
+
 class TokenizeBody(Body):
     """POST /tokenize: a prompt, or the messages of a conversation."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_either("prompt"), _either("messages")]})
 
     prompt: str | None = None
     messages: _Messages | None = None
