@@ -156,6 +156,7 @@ with st.grid(4, min_column_width=160, gap="small"):
         tr("{share} used on average", share=human.percent(found["utilisation_mean"])),
         tr("Machines at the busiest hour; use of what they can carry within the latency objective."),
     )
+parts.let_paint()
 with st.grid(2, min_column_width=340, gap="small"):
     parts.figure(result, "revenue")
     parts.figure(result, "margin")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _POLL_S = 0.8
+PAINT_S = 0.6  # the headline in the browser (tests/bench/bench_app.py); the charts come no later for it
 # The chart's own colours of text, grid and ground are left to the browser's theme, which knows a switch at once.
 _LEFT_TO_BROWSER = {"paper_bgcolor": None, "plot_bgcolor": None, "hoverlabel": None, "font": None}
 _CONFIG = {
@@ -66,6 +68,13 @@ def heading(result: Result, lead: str) -> None:
     """Title of a page: the company, and what this page answers."""
     st.title(plain(result.scenario.name))
     st.caption(lead)
+
+
+def let_paint() -> None:
+    """Once in a visit, between headline and charts: else the browser shows neither before it has read Plotly."""
+    if not st.session_state.get("painted"):
+        time.sleep(PAINT_S)
+    st.session_state["painted"] = True
 
 
 def figures(result: Result, *names: str) -> None:
