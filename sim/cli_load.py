@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from engine.errors import InputError
-from sim.goals import Goal, Limit, Measure, MetShare, Objective, goal_of
-from sim.offered_load import OfferedLoad, conversation_load, fitted_load, trace_load, traffic_load
+
+if TYPE_CHECKING:
+    from sim.goals import Goal, Measure
+    from sim.offered_load import OfferedLoad
 
 TrafficOption = Annotated[
     str | None,
@@ -69,6 +71,8 @@ def offered(
     Raises:
         InputError: two kinds at once, or bad input of the one.
     """
+    from sim.offered_load import conversation_load, fitted_load, trace_load, traffic_load
+
     given = [
         name
         for name, value in (
@@ -109,6 +113,8 @@ def goal(
     Raises:
         InputError: none anywhere, or a bad one.
     """
+    from sim.goals import Limit, MetShare, Objective, goal_of
+
     of_classes: dict[str, dict[Measure, Any]] = {}
     for words in objectives or []:
         name, of_class = _of_class(words)

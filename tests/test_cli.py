@@ -238,3 +238,13 @@ def test_the_console_script_exits_with_2() -> None:
     done = subprocess.run([script, "run", "nowhere.yaml"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, sim.cli;"
+        "heavy = {'torch', 'pydantic', 'scipy', 'pandas', 'numpy', 'simpy', 'plotly', 'sqlalchemy'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
