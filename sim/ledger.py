@@ -14,11 +14,13 @@ import hashlib
 import math
 from array import array
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HOURS_PER_MONTH = 730
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
@@ -249,6 +251,8 @@ class Ledger:
 
     def trial_balance(self) -> pd.DataFrame:
         """Every account with its type and its balance as debit or credit, in USD; both add up alike."""
+        import pandas as pd  # a bill needs the ledger's words and no table
+
         balances = self.monthly_micro(self._months()).sum(axis=1)
         return pd.DataFrame(
             {
@@ -265,6 +269,8 @@ class Ledger:
 
         Debits are positive.
         """
+        import pandas as pd
+
         posting, account, amount = self._columns()
         words = np.array(list(self._words), dtype=object)
         memo = np.array(self._posting_memo, dtype=np.int64)
