@@ -124,14 +124,20 @@ def opening(result: Result) -> str:
     )
 
 
-def identity(result: Result) -> list[tuple[str, str]]:
+def identity(result: Result, study: MonteCarlo | None = None) -> list[tuple[str, str]]:
     """(label, value): what every report carries so that it can be made again."""
+    command = command_line(result.scenario, result.seed)
+    if study is not None and (study.seed, study.sampling) == (
+        result.seed,
+        "lhs",
+    ):  # as `flywheel run` makes it
+        command += f" --runs {len(study.runs)}"
     return [
         (tr("Scenario hash"), result.scenario.content_hash),
         (tr("Seed"), str(result.seed)),
         (tr("Profile hash"), result.profile.content_hash),
         (tr("Program version"), program_version()),
-        (tr("Command"), command_line(result.scenario, result.seed)),
+        (tr("Command"), command),
     ]
 
 

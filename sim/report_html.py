@@ -52,7 +52,7 @@ def _render(result: Result, chosen: list[str], study: MonteCarlo | None) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    *identity, (_, command) = content.identity(result)
+    *identity, (_, command) = content.identity(result, study)
     drawn = content.report_figures(result, chosen, study)
     return template.render(
         tr=tr,

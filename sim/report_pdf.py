@@ -74,7 +74,7 @@ def report_pdf(
 
 def _data(result: Result, chosen: list[str], study: MonteCarlo | None) -> dict[str, Any]:
     assumptions = content.assumption_rows(result)
-    identity = content.identity(result)
+    identity = content.identity(result, study)
     used = [row for row in assumptions if row["value"] != human.UNKNOWN]
     statements = [annual for annual, _ in content.statements(result)]
     return {

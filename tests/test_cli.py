@@ -77,6 +77,18 @@ def test_run_is_reproducible_and_overrides_change_it(flywheel: Flywheel) -> None
     assert dearer["headline"] != first["headline"]
 
 
+def test_more_runs_tell_the_uncertainty_in_the_report(flywheel: Flywheel, tmp_path: Path) -> None:
+    words = ("run", DEFAULT, "--set", "horizon_months=3", "--format", "html", "--runs", "4")
+    status, out, _ = flywheel(*words, "--out", "one")
+    assert status == 0
+    assert "4 runs, 12 uncertain assumptions" in " ".join(out.split())
+    assert flywheel(*words, "--out", "two")[0] == 0
+    one, two = ((tmp_path / folder / "report.html").read_text(encoding="utf-8") for folder in ("one", "two"))
+    assert one == two
+    assert "<h2>Uncertainty</h2>" in one
+    assert "--set horizon_months=3 --runs 4</pre>" in one
+
+
 def test_replay_reports_every_request(flywheel: Flywheel, tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text(
         "arrived_s,prompt_tokens,output_tokens\n0,100,10\n0.5,50,20\n1.0,10,5\n"
