@@ -88,16 +88,17 @@ def test_a_stream_can_count_each_token(ai: openai.OpenAI, way: str) -> None:
     # A token each, or several where the loop was late; then that it is over, and the sum.
     *counts, over, total = [chunk.usage.completion_tokens for chunk in chunks]
     assert counts == sorted(set(counts))
-    assert len(counts) > 20
+    assert len(counts) > 3
     assert (counts[-1], over, total) == (200, 200, 200)
 
 
 def test_pieces_are_sent_at_once(server: Server, ai: openai.OpenAI) -> None:
     # With Nagle's algorithm the second piece of an answer waits for the client's acknowledgement of the first.
     ai.models.list()
-    (connection,) = [each for each in server._uvicorn.server_state.connections if each.transport]
-    socket_ = connection.transport.get_extra_info("socket")
-    assert socket_.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    found = [each.transport for each in server._uvicorn.server_state.connections if each.transport]
+    assert found
+    for transport in found:
+        assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_samples_and_seeds(ai: openai.OpenAI, alone: LLM) -> None:
