@@ -143,7 +143,9 @@ def test_a_study_killed_at_any_moment_goes_on(rounds: int, tmp_path: Path, known
     for turn in range(rounds):
         parts_wanted = 3 * turn // rounds
         workers = str(turn % 2)
-        child = subprocess.Popen([sys.executable, "-c", code, str(folder), workers], start_new_session=True)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), workers], start_new_session=True, cwd=tmp_path
+        )
         deadline = time.monotonic() + 60
         while child.poll() is None and time.monotonic() < deadline:
             there = len(list((folder / "parts").glob("[0-9]*"))) if (folder / "parts").exists() else 0
