@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_imports import loaded_by
 from helpers_profile import synthetic_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -278,13 +277,8 @@ def test_cost_is_finite_and_typical_load_costs_more(load: float, room: int, budg
 
 
 def test_reading_a_profile_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, engine.profile, engine.cost, engine.hardware, engine.step_time;"
-        "heavy = {'torch', 'transformers', 'pydantic', 'scipy', 'pandas', 'numpy'} & set(sys.modules);"
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    heavy = ("torch", "transformers", "pydantic", "scipy", "pandas", "numpy")
+    assert loaded_by("engine.profile, engine.cost, engine.hardware, engine.step_time", heavy) == []
 
 
 def noisy_steps(

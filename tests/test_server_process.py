@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from helpers_imports import loaded_by
 from helpers_server import client, database, one_thread, post, serving, tiny_llm, tiny_model  # noqa: F401
 
 from engine.api_keys import ApiKeys
@@ -152,10 +153,8 @@ def test_a_model_that_can_not_be_loaded_is_one_line_and_status_2() -> None:
     "engine", pytest.param("engine.llm, engine.feedback_loop, engine.simulated_users", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_importing_the_engine_loads_no_server(modules: str) -> None:
-    loaded = "{'pydantic', 'fastapi', 'uvicorn', 'prometheus_client', 'sqlalchemy'} & set(sys.modules)"
-    code = f"import sys, {modules}; print(sorted({loaded}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
+    served = ("pydantic", "fastapi", "uvicorn", "prometheus_client", "sqlalchemy")
+    assert loaded_by(modules, served) == []
 
 
 @pytest.mark.slow
