@@ -118,10 +118,10 @@ def run(
         result = simulate(chosen, seed=seed, profile=measured, progress=report)
     study = None
     if runs:
-        from sim.study.monte_carlo import monte_carlo
+        from sim.study.monte_carlo import around
 
         with progress_bar("uncertainty") as report:
-            study = monte_carlo(chosen, runs=runs, seed=result.seed, profile=measured, progress=report)
+            study = around(result, runs, progress=report)
     with progress_bar("report") as report:
         written = write_outputs(result, folder, wanted, shown, lang, report, study)
     if as_json:

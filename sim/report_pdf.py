@@ -51,28 +51,24 @@ def report_pdf(
     chosen = content.chosen_sections(sections)
     report = progress or (lambda done, what: None)
     with speaking(language or language_now()):
-        sections_drawn = content.report_figures(result, chosen, study)
-        figures = {name: figure for section in sections_drawn.values() for name, figure in section.items()}
+        drawn = content.report_figures(result, chosen, study)
+        figures = {name: figure for section in drawn.values() for name, figure in section.items()}
         pictures: dict[str, Picture] = {}
         if figures:
             fonts = document_fonts(chinese_first=language_now() == "zh")
             pictures = draw_pictures(figures, fonts, lambda done, what: report(0.9 * done, what))
         report(0.9, "typesetting the PDF")
-        data = _breakable(_data(result, chosen, study), _LONG_WORD)
-        data["figures"] = {
-            section: [
-                {"name": name, "title": pictures[name].title, "subtitle": pictures[name].subtitle}
-                for name in drawn
-            ]
-            for section, drawn in sections_drawn.items()
-        }
+        shown = {section: [pictures[name] for name in names] for section, names in drawn.items()}
+        data = _breakable(_data(result, chosen, shown, study), _LONG_WORD)
         data["title"], data["name"] = result.scenario.name, _breakable(result.scenario.name, _LONG_NAME)
         pdf = typeset(_TEMPLATE, data, {name: one.svg for name, one in pictures.items()})
         report(1.0, "done")
     return pdf
 
 
-def _data(result: Result, chosen: list[str], study: MonteCarlo | None) -> dict[str, Any]:
+def _data(
+    result: Result, chosen: list[str], pictures: dict[str, list[Picture]], study: MonteCarlo | None
+) -> dict[str, Any]:
     assumptions = content.assumption_rows(result)
     identity = content.identity(result, study)
     used = [row for row in assumptions if row["value"] != human.UNKNOWN]
@@ -93,6 +89,10 @@ def _data(result: Result, chosen: list[str], study: MonteCarlo | None) -> dict[s
             version=program_version(),
         ),
         "uncertainty": _tables(content.uncertainty_tables(study)) if study else [],
+        "figures": {
+            section: [{"name": one.name, "title": one.title, "subtitle": one.subtitle} for one in those]
+            for section, those in pictures.items()
+        },
         "statements": _tables(statements),
         "tables": _tables(content.finance_tables(result)),
         "cohorts": _tables(content.cohort_tables(result)),

@@ -133,16 +133,17 @@ class EmbeddingBody(Body):
     encoding_format: Literal["float", "base64"] | None = "float"
 
 
-def _either(name: str) -> dict[str, Any]:
-    """Of prompt and messages this one; the other is null or left out."""
-    other = {"prompt": "messages", "messages": "prompt"}[name]
+def _only(name: str, other: str) -> dict[str, Any]:
+    """One field of two; the other is null or left out."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}, other: {"type": "null"}}}
 
 
 class TokenizeBody(Body):
     """POST /tokenize: a prompt, or the messages of a conversation."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [_either("prompt"), _either("messages")]})
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [_only("prompt", "messages"), _only("messages", "prompt")]}
+    )
 
     prompt: str | None = None
     messages: _Messages | None = None
@@ -326,8 +327,7 @@ def describe_responses(*statuses: int, stream: bool = False) -> dict[int | str, 
     """FastAPI's description of the errors of a route, and that its answer may be a stream."""
     found: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in statuses}
     if stream:
+        # Of each event, as OpenAPI 3.1 has it.
         event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
-        found[200] = {
-            "content": {"text/event-stream": {"schema": event}}
-        }  # of each event, as OpenAPI 3.1 has it
+        found[200] = {"content": {"text/event-stream": {"schema": event}}}
     return found

@@ -36,6 +36,7 @@ from sim.study.workers import place
 
 if TYPE_CHECKING:
     from engine.profile import Profile
+    from sim.company import Result
     from sim.scenario import Scenario
     from sim.study.workers import Place
 
@@ -187,6 +188,14 @@ class Comparison:
 
     studies: dict[str, MonteCarlo]
     differences: pd.DataFrame
+
+
+def around(result: Result, runs: int, **options: Any) -> MonteCarlo:
+    """The company of a run under other luck and other draws, on its seed and profile: as `flywheel run --runs` does.
+
+    `options`: of `monte_carlo`.
+    """
+    return monte_carlo(result.scenario, runs=runs, seed=result.seed, profile=result.profile, **options)
 
 
 def compare_scenarios(

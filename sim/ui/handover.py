@@ -40,19 +40,13 @@ def files_of(formats: list[str], sections: list[str], code: str, tell: Tell) -> 
     """{format: the report's bytes}, made one after the other; before, the runs that its section Uncertainty tells."""
     study, begin = None, 0.0
     if "uncertainty" in sections and set(formats) & {"html", "pdf"}:
-        from sim.study.monte_carlo import monte_carlo
+        from sim.study.monte_carlo import around
 
         begin = _STUDY_SHARE
-        study = monte_carlo(
-            result.scenario,
-            runs=_RUNS,
-            seed=result.seed,
-            profile=result.profile,
-            progress=_share(tell, 0.0, begin),
-        )
+        study = around(result, _RUNS, progress=_share(tell, 0.0, begin))
     made: dict[str, bytes] = {}
+    each = (1 - begin) / len(formats)
     for number, name in enumerate(formats):
-        each = (1 - begin) / len(formats)
         told = _share(tell, begin + number * each, each)
         told(0.0, name.upper())
         if name == "html":

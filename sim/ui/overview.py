@@ -24,18 +24,10 @@ _STILL_S = 1.5
 
 def luck(tell: Tell) -> MonteCarlo:
     """The same company under other luck, and with what is unsure about it drawn."""
-    from sim.study.monte_carlo import monte_carlo
+    from sim.study.monte_carlo import around
 
     # One core: the other one draws the pages.
-    return monte_carlo(
-        result.scenario,
-        runs=_RUNS,
-        seed=result.seed,
-        fans=("cash_usd",),
-        profile=result.profile,
-        workers=1,
-        progress=tell,
-    )
+    return around(result, _RUNS, fans=("cash_usd",), workers=1, progress=tell)
 
 
 def cash_card() -> None:

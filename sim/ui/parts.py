@@ -74,7 +74,7 @@ def let_paint() -> None:
     """Once in a visit, between headline and charts: else the browser shows neither before it has read Plotly."""
     if not st.session_state.get("painted"):
         time.sleep(PAINT_S)
-    st.session_state["painted"] = True
+        st.session_state["painted"] = True
 
 
 def figures(result: Result, *names: str) -> None:
