@@ -170,3 +170,13 @@ class Step:
     def decode_contexts(self) -> list[int]:
         """Tokens in the cache of each decoding request, as a `StepTimeModel` takes them."""
         return [request.computed_tokens for request in self.decodes if not request.draft_tokens]
+
+
+@dataclass
+class BatchChunk:
+    """Tokens of one request to run now; `start` of its tokens are in the cache already."""
+
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    sample: int = 1  # how many of the last tokens' logits are wanted

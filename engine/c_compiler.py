@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.files import cache_dir
-from engine.hardware import cpu_model
+from engine.machine import cpu_model
 
 
 def load_compiled(

@@ -20,10 +20,10 @@ from engine.kernels.cache_write import write_cache
 from engine.kernels.paged_decode import DecodeWorkspace, paged_decode
 from engine.kernels.paged_prefill import paged_prefill
 from engine.kernels.softmax import Options
-from engine.profile import ModelShape
+from engine.model_shape import ModelShape
 
 if TYPE_CHECKING:
-    from engine.runner import BatchChunk
+    from engine.batch import BatchChunk
 
 _LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # requests
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from engine.batch import BatchChunk
 from engine.errors import InputError
 from engine.llm import LLM
-from engine.runner import BatchChunk
 
 
 @torch.inference_mode()

@@ -25,15 +25,16 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from engine.batch import SchedulerConfig
 from engine.cost import CostTable, cost_table
 from engine.endpoint_survey import Findings, Survey, measurements
 from engine.errors import InputError
 from engine.hardware import HardwareInfo, hourly_price, lookup
 from engine.model_catalog import find_model
+from engine.model_shape import ModelShape
 from engine.openai_client import Client, Endpoint
-from engine.profile import SCHEMA_VERSION, ModelShape, Profile
+from engine.profile import SCHEMA_VERSION, Profile
 from engine.profiler import fit_and_judge
-from engine.scheduler import SchedulerConfig
 from engine.transfer import catalog_shape
 
 Progress = Callable[[float, str], None]

@@ -26,8 +26,8 @@ from engine.cleaning import CleaningRules
 from engine.data import Document, PreparedData, Progress, Tokens, pack, part, prepare, select, tokenize
 from engine.errors import InputError
 from engine.files import write_atomically
+from engine.metering import log_lines
 from engine.optimization import evaluate, threads_for
-from engine.served import log_lines
 from engine.simulated_users import Usage, collect, serve_users
 from engine.train_config import TrainConfig, TrainReport
 from engine.trainer import new_model, save_model, train

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.scheduler import SchedulerConfig
+    from engine.batch import SchedulerConfig
 
 CHUNKS = (4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # tokens
 # Requests. Kernels work on rows by fours and eights: sizes in between belong in, or the fit sees only the best ones.

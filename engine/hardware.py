@@ -7,13 +7,11 @@ date it was read. `detect` describes the machine at hand; what it cannot tell st
 from __future__ import annotations
 
 import difflib
-import os
-import platform
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from engine.errors import InputError
+from engine.machine import cpu_model, memory_bytes, visible_cores
 
 _READ = "2026-11"
 _NEBIUS = "Nebius list price, skypilot-catalog v8, commit 0082b0435f39"
@@ -234,31 +232,6 @@ def hourly_price(row: Accelerator | None, name: str, given_usd: float | None) ->
     if row is None or row.price_usd_per_hour is None:
         raise InputError(f"no list price known for {name!r}: give --price-usd-per-hour")
     return row.price_usd_per_hour, str(row.price_source), str(row.price_date)
-
-
-def visible_cores() -> int:
-    """Cores that this process may run on (a container or taskset may allow fewer than the machine has)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    """The processor's name as the system reports it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine() or "unknown CPU"
-
-
-def memory_bytes() -> int:
-    """Memory of this machine."""
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def _today() -> str:

@@ -18,16 +18,16 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, cast
 
-from engine.batch import Request, SchedulerConfig
+from engine.batch import BatchChunk, Request, SchedulerConfig, Step
 from engine.errors import InputError
 from engine.json_mode import JsonAnswer, JsonTokens
 from engine.linear import COMPUTE_DTYPES, require_weights, weight_bytes
 from engine.model import DTYPES, free_bytes, load_model, load_tokenizer, shape_of
-from engine.profile import ModelShape
+from engine.model_shape import ModelShape
 from engine.request import Generation, RequestMetrics, RequestOutput, block_hashes
-from engine.runner import BatchChunk, ModelRunner
+from engine.runner import ModelRunner
 from engine.sampling import SamplingParams, SamplingState, TokenLogprobs, random_key, sample, token_logprobs
-from engine.scheduler import Scheduler, Step
+from engine.scheduler import Scheduler
 from engine.support import require_servable
 from engine.token_bytes import token_bytes
 

@@ -4,15 +4,18 @@ Models the metering of a utility. One thread writes; all requests that came in w
 next transaction (group commit, DeWitt et al. 1984, "Implementation techniques for main memory database systems"), so
 that a sync of the disk is paid per group, not per request. A request id counts once, however often it is submitted:
 who isn't sure that a request was counted submits it again. What a done future promises stands in
-`engine.usage_database`: the usage survives `kill -9` and a loss of power.
+`engine.usage_database`: the usage survives `kill -9` and a loss of power. `Served` is what the usage log keeps for the
+owner of the server.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -38,6 +41,23 @@ from engine.usage_database import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class Served:
+    """One line of the usage log; `text` is what the user sent, and None unless the user allowed to keep it."""
+
+    user: str
+    prompt_tokens: int
+    output_tokens: int
+    latency_s: float
+    text: str | None
+
+
+def log_lines(log: Iterable[Served]) -> str:
+    """The usage log as JSON lines."""
+    return "".join(json.dumps(asdict(used)) + "\n" for used in log)
+
 
 STATUSES = ("stop", "length", "cancelled", "timeout", "error")
 BILLED_STATUSES = ("stop", "length", "cancelled")  # the rest is the server's failure, and free

@@ -26,7 +26,7 @@ import torch
 
 from engine.errors import InputError
 from engine.files import cache_dir
-from engine.profile import ModelShape
+from engine.model_shape import ModelShape
 from engine.published import ARCHITECTURES
 
 BUNDLED = "smollm2-135m"

@@ -21,11 +21,11 @@ from engine.cost import CostTable
 from engine.errors import InputError
 from engine.files import write_atomically
 from engine.hardware import HardwareInfo
-from engine.quality import Quality
+from engine.model_shape import ModelShape
 from engine.step_time import RooflineStepTime, StepTimeModel
 
 if TYPE_CHECKING:
-    from engine.scheduler import SchedulerConfig
+    from engine.batch import SchedulerConfig
 
 __all__ = [
     "CostTable",
@@ -33,6 +33,7 @@ __all__ = [
     "Measurement",
     "ModelShape",
     "Profile",
+    "Quality",
     "RooflineStepTime",
     "StepTimeModel",
     "TrainingPoint",
@@ -40,26 +41,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What the size of a model means for time and memory."""
-
-    name: str  # "smollm2-135m"
-    architecture: str  # "LlamaForCausalLM"
-    parameters: int
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    attention_heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_context_tokens: int
-    dtype: str  # "float32", "bfloat16" or "float16"
-    weight_bytes: int
-    kv_bytes_per_token: int
 
 
 @dataclass(frozen=True)
@@ -100,6 +81,20 @@ class TrainingPoint:
     tokens_per_s: float
     mfu: float
     peak_memory_bytes: int  # CUDA: allocated; CPU: resident, weights and interpreter included
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Perplexity of the fixed text in a profile's number format, and in float32."""
+
+    perplexity: float
+    float32_perplexity: float | None  # None: the model doesn't fit in float32 here
+    text_tokens: int
+
+    @property
+    def increase(self) -> float | None:
+        """How much higher the perplexity is than in float32, as a fraction."""
+        return None if self.float32_perplexity is None else self.perplexity / self.float32_perplexity - 1
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ class Profile:
 
     def scheduler_config(self) -> SchedulerConfig:
         """The batching policy that the profile was measured with."""
-        from engine.scheduler import SchedulerConfig
+        from engine.batch import SchedulerConfig
 
         known = {f.name for f in fields(SchedulerConfig)}
         for key in self.scheduler:

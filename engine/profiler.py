@@ -35,8 +35,9 @@ from engine.quality import measure_quality
 if TYPE_CHECKING:
     import torch
 
+    from engine.batch import BatchChunk
     from engine.llm import LLM
-    from engine.runner import BatchChunk, ModelRunner
+    from engine.runner import ModelRunner
 
 ProgressReport = Callable[[float, str], None]
 
@@ -236,7 +237,7 @@ def build_batch(llm: LLM, point: GridPoint, rng: random.Random) -> list[BatchChu
 
     What the cache holds doesn't matter for time. Points larger than the cache share blocks.
     """
-    from engine.runner import BatchChunk
+    from engine.batch import BatchChunk
 
     size, count = llm.config.block_tokens, llm.config.num_blocks
     scattered = rng.sample(range(count), count)

@@ -7,26 +7,13 @@ read from the served logits, so the whole path counts: weights, activations, KV 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from engine.profile import Quality
+
 if TYPE_CHECKING:
     from engine.llm import LLM
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Perplexity of the fixed text in a profile's number format, and in float32."""
-
-    perplexity: float
-    float32_perplexity: float | None  # None: the model doesn't fit in float32 here
-    text_tokens: int
-
-    @property
-    def increase(self) -> float | None:
-        """How much higher the perplexity is than in float32, as a fraction."""
-        return None if self.float32_perplexity is None else self.perplexity / self.float32_perplexity - 1
 
 
 def fixed_text() -> str:
@@ -64,7 +51,7 @@ def perplexity(llm: LLM, token_ids: list[int]) -> float:
     overwritten, so nothing may be running."""
     import torch
 
-    from engine.runner import BatchChunk
+    from engine.batch import BatchChunk
 
     size, chunk = llm.config.block_tokens, min(256, llm.config.max_step_tokens)
     table = range(-(-len(token_ids) // size))

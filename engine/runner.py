@@ -5,30 +5,19 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from engine import kernels
 from engine.attention import PagedCache, PrefillChunk, StepPlan, attending, block_rows
+from engine.batch import BatchChunk, SchedulerConfig
 from engine.fused import fuse_layers
 from engine.kernels import native
 from engine.linear import prepare_products
-from engine.profile import ModelShape
-from engine.scheduler import SchedulerConfig
+from engine.model_shape import ModelShape
 
 _CPU_ROWS = 4
-
-
-@dataclass
-class BatchChunk:
-    """Tokens of one request to run now; `start` of its tokens are in the cache already."""
-
-    token_ids: Sequence[int]
-    start: int
-    block_table: Sequence[int]
-    sample: int = 1  # how many of the last tokens' logits are wanted
 
 
 class ModelRunner:

@@ -23,7 +23,7 @@ from engine.cleaning import CleaningRules
 from engine.data import Document, Progress, select
 from engine.errors import InputError
 from engine.llm import LLM
-from engine.served import Served
+from engine.metering import Served
 
 _THREADS = 16  # users at a time
 

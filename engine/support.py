@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from engine.attention import IMPLEMENTATION
+from engine.batch import BatchChunk, SchedulerConfig
 from engine.bloom import serve_bloom
 from engine.errors import InputError
 from engine.model import quiet, shape_of
-from engine.runner import BatchChunk, ModelRunner
-from engine.scheduler import SchedulerConfig
+from engine.runner import ModelRunner
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _MOST_LAYERS = 8

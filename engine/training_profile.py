@@ -22,8 +22,9 @@ from engine.architecture import parameters_in_products
 from engine.data import Progress
 from engine.memory import peak_memory_bytes, reset_peak_memory
 from engine.model import free_bytes, load_model
+from engine.model_shape import ModelShape
 from engine.optimization import new_optimizer, optimizer_step, peak_flops
-from engine.profile import ModelShape, TrainingPoint
+from engine.profile import TrainingPoint
 from engine.scaling import TRAINING_FLOP
 from engine.train_config import TrainConfig
 

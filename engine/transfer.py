@@ -24,7 +24,8 @@ from engine.cost import cost_table
 from engine.errors import InputError
 from engine.hardware import HardwareInfo, hourly_price, lookup
 from engine.model_catalog import CatalogModel, find_model
-from engine.profile import SCHEMA_VERSION, FitReport, ModelShape, Profile
+from engine.model_shape import ModelShape
+from engine.profile import SCHEMA_VERSION, FitReport, Profile
 from engine.serving_efficiency import PRECISIONS, STEP_TOKENS, Deployment, fitted, peak_flops, work
 from engine.serving_efficiency import step_time as engine_step_time
 from engine.step_time import RooflineStepTime, Uncertainty

@@ -17,10 +17,11 @@ import pandas as pd
 
 from engine.errors import InputError
 from sim.actuals_books import RENTED, Books, keep_books
-from sim.actuals_calibration import Calibration, Seen, calibrate
+from sim.actuals_calibration import Calibration, calibrate
 from sim.actuals_estimates import ratio
 from sim.actuals_lives import Lives, read_lives
 from sim.actuals_restart import moved_on, segment_key
+from sim.actuals_seen import Seen
 from sim.actuals_tables import account_table, by_month, fan_columns, revenue_table, usage_table
 from sim.actuals_traffic import Traffic, read_traffic
 from sim.actuals_usage import Metered, read_meter

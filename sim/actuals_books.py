@@ -21,8 +21,8 @@ from sim.actuals_usage import Metered, month_fraction
 from sim.billing import Bill, Invoice, bill_usage
 from sim.charges import first_month, month_index
 from sim.ledger import HOURS_PER_MONTH, Ledger
+from sim.parties import party
 from sim.scenario import Scenario
-from sim.stages.plans import party
 from sim.statements import Statements
 from sim.world import CLOSING_HOUR
 

@@ -15,20 +15,21 @@ import numpy as np
 import pandas as pd
 
 from sim.actuals_conditions import World, in_segment
-from sim.actuals_estimates import Posterior, ratio, share
-from sim.actuals_prices import other_cost, realised_price, serving_cost
+from sim.actuals_estimates import Posterior, mean, ratio, share
 from sim.actuals_restart import segment_key
 from sim.actuals_seen import Estimate, Seen, estimated
 from sim.actuals_signups import signup_shares, signups
 from sim.actuals_traffic import mean_tokens, usage_growth
 from sim.charges import plans_of
 from sim.language import mark
+from sim.plans import segments_of
 from sim.stages.competition import elsewhere, price_effect
-from sim.stages.plans import blended_price, segments_of
+from sim.stages.plans import blended_price
 
 if TYPE_CHECKING:
     from sim.actuals_lives import Life
     from sim.schema import Plan
+
 
 RECENT_MONTHS = 3  # whose usage is that of now
 _LEAST_MONTHS = 3  # of one customer, to tell how his usage grows
@@ -238,3 +239,61 @@ def _sums(lives: list[Life]) -> tuple[np.ndarray[Any, Any], ...]:
         by_customer[life.customer] = by_customer.get(life.customer, np.zeros(4)) + total
     table = np.array(list(by_customer.values())).reshape(-1, 4)
     return tuple(table.T)
+
+
+PRICE = mark("Price realised per million tokens")
+COST = mark("Measured serving cost per million tokens")
+OPEX = mark("Other operating expense per month")
+PERSON = mark("Cost of a person per year")
+
+
+def realised_price(seen: Seen, name: str) -> list[Estimate]:
+    """Revenue without onboarding over tokens, customer by customer."""
+    revenue: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    for bill in seen.books.bills:
+        for invoice in bill.invoices:
+            lines = [
+                line for line in invoice.lines if line.plan == name and line.kind not in ("onboarding", "tax")
+            ]
+            if any(line.kind == "trial" for line in lines):
+                continue
+            for line in lines:
+                if line.kind not in ("advance", "drawn"):
+                    revenue[invoice.customer] = revenue.get(invoice.customer, 0) + line.amount_micro_usd
+                if line.kind in ("prompt", "cached", "output"):
+                    tokens[invoice.customer] = tokens.get(invoice.customer, 0) + line.quantity
+    customers = sorted(revenue)
+    found = ratio([revenue[one] for one in customers], [tokens.get(one, 0) for one in customers])
+    return estimated(PRICE, name, "USD per million tokens", found, len(customers))
+
+
+def serving_cost(seen: Seen) -> list[Estimate]:
+    """What the meter says that a token costs, day by day."""
+    days = seen.metered.by_day
+    return estimated(
+        COST, "", "USD per million tokens", ratio(days["cost_micro_usd"], days["tokens"]), len(days)
+    )
+
+
+def other_cost(seen: Seen) -> list[Estimate]:
+    """What the bank says of other cost: months are the groups."""
+    if not seen.books.has_bank:
+        return []
+    finance = seen.plan.scenario.finance
+    paid, planned = seen.books.statements.income(), seen.plan.statements.income()
+    planned = planned.iloc[seen.first : seen.first + seen.months]
+    found = estimated(
+        OPEX, "", "USD per month", mean(paid["other_opex"]), seen.months,
+        "finance.other_opex_usd_per_month", finance.other_opex_usd_per_month,
+    )  # fmt: skip
+    for name, role in finance.people.items():
+        account = f"people_{role.function}"
+        factor = ratio(paid[account], planned[account])
+        if factor is not None:
+            cost = factor.through(lambda value, usd=role.cost_usd_per_year: value * usd)  # type: ignore[misc]
+            found += estimated(
+                PERSON, name, "USD per person and year", cost, seen.months,
+                f"finance.people.{name}.cost_usd_per_year", role.cost_usd_per_year,
+            )  # fmt: skip
+    return found

@@ -15,6 +15,8 @@ import numpy as np
 
 from sim.actuals_lives import Lives
 from sim.ledger import MICRO_PER_USD
+from sim.parties import advertisers
+from sim.plans import plan_key, segments_of
 from sim.schema.market import MAIN_SEGMENT
 from sim.stages.competition import (
     churn_probability,
@@ -24,9 +26,8 @@ from sim.stages.competition import (
     quality_effect,
     reference_fee,
 )
-from sim.stages.market import advertisers
 from sim.stages.people import at_full_strength, headcounts
-from sim.stages.plans import blended_price, plan_key, price_factor, segments_of
+from sim.stages.plans import blended_price, price_factor
 from sim.stages.segments import marketed_signups
 
 if TYPE_CHECKING:

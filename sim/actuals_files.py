@@ -52,7 +52,7 @@ def write_actuals(found: Actuals, folder: Path) -> list[Path]:
     Raises:
         InputError: the folder is a file.
     """
-    from sim.report import table_csv
+    from sim.serialise import table_csv
 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: is a file, allowed: a folder")

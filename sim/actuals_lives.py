@@ -162,7 +162,7 @@ def _life(
     rows: dict[tuple[str, int], object],
     inactive_months: int,
 ) -> Life | None:
-    from sim.stages.plans import is_paying
+    from sim.plans import is_paying
 
     months = len(metered.months)
     use: dict[int, tuple[int, int, int, int]] = {}

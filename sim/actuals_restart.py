@@ -12,12 +12,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from sim.monthly import month_labels
+from sim.plans import segments_of
 from sim.scenario_help import leaves, unit_of
 from sim.schema.market import MAIN_SEGMENT
 from sim.stages import learning
 from sim.stages.competition import competitor_quality, reference_price
 from sim.stages.people import headcounts
-from sim.stages.plans import price_factor, segments_of
+from sim.stages.plans import price_factor
 
 if TYPE_CHECKING:
     from sim.company import Result

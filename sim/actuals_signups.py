@@ -17,7 +17,7 @@ from sim.actuals_restart import segment_key
 from sim.actuals_seen import FACTOR, Estimate, Seen
 from sim.language import mark
 from sim.metrics import FloatArray
-from sim.stages.plans import plan_key, segments_of
+from sim.plans import plan_key, segments_of
 
 SIGNUPS = mark("Signups against those expected")
 _LEAST = 0.01  # of its middle: no source can have brought less than nothing

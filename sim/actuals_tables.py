@@ -16,12 +16,13 @@ import pandas as pd
 from sim.actuals_books import METERED_ACCOUNTS
 from sim.actuals_variance import Asked, Sold, account_variance, revenue_variance, usage_variance
 from sim.charges import plans_of
-from sim.metrics import MRR_ACCOUNTS, cohort_of
+from sim.metrics import MRR_ACCOUNTS
 from sim.monthly import SERVING_ACCOUNTS
-from sim.stages.plans import is_paying
+from sim.parties import cohort_of
+from sim.plans import is_paying
 
 if TYPE_CHECKING:
-    from sim.actuals_calibration import Seen
+    from sim.actuals_seen import Seen
     from sim.company import Result
     from sim.ledger import Ledger
     from sim.study.monte_carlo import MonteCarlo

@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from engine.batch import SchedulerConfig
 from engine.posterior import Posterior, bend_covariance, posterior_of, with_coefficients
 from engine.profile import Profile
-from engine.scheduler import SchedulerConfig
 from sim.calibration import calibrated, note_of, update
-from sim.serving import latencies, replay_with_stats
+from sim.serving import replay_with_stats
+from sim.serving_metrics import latencies
 
 FloatArray = NDArray[np.float64]
 ProgressReport = Callable[[float, str], None]

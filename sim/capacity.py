@@ -30,15 +30,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from engine.batch import SchedulerConfig
 from engine.files import cache_dir as default_cache_dir
 from engine.files import write_atomically
 from engine.profile import Profile
-from engine.scheduler import SchedulerConfig
 from sim.fleet_config import Fleet, ReplicaKind
 from sim.goals import Goal, Limit, MetShare, Objective, check_goal, goal_content, goal_of
 from sim.load_ladder import COLUMNS, Ladder, Progress, climb
 from sim.offered_load import OfferedLoad, traffic_load
-from sim.workload import traffic_mix
+from sim.traffic import traffic_mix
 
 __all__ = [
     "CapacitySurface",

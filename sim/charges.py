@@ -26,9 +26,10 @@ import numpy as np
 from engine.metering import TokenPrices, Used, amount_micro_usd
 from engine.usage_database import month_bounds_s, month_of
 from sim.ledger import MICRO_PER_USD, micro
+from sim.plans import is_paying, plan_key, segments_of
 from sim.stages import contracts
 from sim.stages.competition import elsewhere
-from sim.stages.plans import beyond_included, is_paying, plan_key, price_factor, prompt_price, segments_of
+from sim.stages.plans import beyond_included, price_factor, prompt_price
 
 if TYPE_CHECKING:
     from engine.api_keys import ApiKey

@@ -22,9 +22,7 @@ from sim import (
     cli_capacity,
     cli_endpoint,
     cli_loop,
-    cli_loop_value,
     cli_plan,
-    cli_predict,
     cli_profile,
     cli_replay,
     cli_scaling,
@@ -103,7 +101,8 @@ def run(
     """Run a company through its months and write report.html, monthly.csv, ledger.parquet, result.json."""
     from engine.profile import Profile
     from sim.company import simulate
-    from sim.report import check_choices, headline_rows, write_outputs
+    from sim.report import check_choices, write_outputs
+    from sim.report_content import headline_rows
     from sim.scenario import Scenario
 
     wanted, shown = _names(formats), _names(sections)
@@ -172,13 +171,11 @@ app.command(epilog="Example: flywheel capacity --traffic chat=0.7,code=0.3 --ttf
 app.command(
     epilog='Example: flywheel configure llama-3.1-8b --rate 20 --on "H100 SXM,L40S" --ttft 1 --tpot 0.05'
 )(cli_capacity.configure)
-app.command("loop-value", epilog="Example: flywheel loop-value api_startup --seeds 8")(
-    cli_loop_value.loop_value
-)
+app.command("loop-value", epilog="Example: flywheel loop-value api_startup --seeds 8")(cli_loop.loop_value)
 app.add_typer(cli_validate.app, name="validate")
 app.command(epilog='Example: flywheel plan --model bloom-560m --on "A100 SXM,H100 SXM"')(cli_plan.plan)
 app.command(epilog='Example: flywheel predict llama-3.1-8b --on "H100 SXM" --engine vllm')(
-    cli_predict.predict
+    cli_profile.predict
 )
 
 

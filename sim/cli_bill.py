@@ -219,8 +219,8 @@ def _as_json(billed: Bill, written: list[Path]) -> dict[str, Any]:
 
 
 def _check_plan(scenario: str, plan: str) -> None:
+    from sim.plans import plans_of
     from sim.scenario import Scenario
-    from sim.stages.plans import plans_of
 
     allowed = plans_of(Scenario.load(scenario).market)
     if plan not in allowed:

@@ -48,7 +48,7 @@ def plan(
 ) -> None:
     """How many accelerators does a model need, to serve a load and to be trained? Serving is predicted."""
     from engine.profile import Profile
-    from sim.capacity import Objective
+    from sim.goals import Objective
     from sim.plan_serving import ServingNeed
     from sim.planner import plan as make_plan
 

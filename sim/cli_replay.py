@@ -107,7 +107,7 @@ def replay(
     """Replay a request trace on simulated replicas with the engine's own scheduler."""
     from engine.profile import Profile
     from sim import serving_metrics
-    from sim.capacity import Objective
+    from sim.goals import Objective
     from sim.serving import replay_fleet
     from sim.timeline import write_timeline
     from sim.trace import read_trace_report
@@ -187,7 +187,7 @@ def replay(
 def _equal_replicas(
     profile: Profile | None, step_times: Path | None, layers: int | None, replicas: int, router: str
 ) -> Fleet:
-    from engine.scheduler import SchedulerConfig
+    from engine.batch import SchedulerConfig
     from sim.fleet_config import ROUTERS, Fleet, ReplicaKind
     from sim.layer_table import read_step_times
 

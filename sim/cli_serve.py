@@ -12,8 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from engine.llm import LLM
-    from engine.metering import TokenPrices
-    from engine.served import Served
+    from engine.metering import Served, TokenPrices
 
 
 def serve(
@@ -189,7 +188,7 @@ def _prices_of(scenario: str) -> Callable[[str | None], TokenPrices | None]:
 
 def _writer(path: Path) -> Callable[[Served], None]:
     from engine.errors import InputError
-    from engine.served import log_lines
+    from engine.metering import log_lines
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -121,14 +121,14 @@ app.command(epilog="Example: flywheel study compare api_startup chat_subscriptio
 def _as_json(found: MonteCarlo) -> str:
     import json
 
-    from sim.report import json_ready
+    from sim.serialise import json_ready
 
     return json.dumps(json_ready(found.summary()), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def show(found: MonteCarlo) -> None:
     """Percentiles and probabilities, on the terminal."""
-    from sim.study.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
+    from sim.outcome_table import MAIN_OUTCOMES, OUTCOMES, shown
 
     count = len(found.runs) - found.failed
     if not found.uncertain:
@@ -163,7 +163,7 @@ def show(found: MonteCarlo) -> None:
 
 
 def _with_width(name: str, mean: float, high: float) -> str:
-    from sim.study.outcomes import shown
+    from sim.outcome_table import shown
 
     if mean != mean:
         return human.UNKNOWN

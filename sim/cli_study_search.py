@@ -298,7 +298,7 @@ def _write(out: Path | None, content: dict[str, Any], **tables: pd.DataFrame) ->
     import json
 
     from engine.files import write_atomically
-    from sim.report import json_ready
+    from sim.serialise import json_ready
 
     if out is None:
         return

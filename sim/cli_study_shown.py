@@ -123,8 +123,8 @@ def _gain(goal: str, row: Row) -> str:
 
 
 def _shown(goal: str, value: float) -> str:
+    from sim.outcome_table import shown
     from sim.study.expressions import parse_measure
-    from sim.study.outcomes import shown
 
     measure = parse_measure(goal.removeprefix("max ").removeprefix("min "))
     return human.percent(value, 1) if measure.statistic == "probability" else shown(measure.outcome, value)

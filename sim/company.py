@@ -178,7 +178,8 @@ def _profile_for(scenario: Scenario, profile: Profile | None) -> Profile:
 
 
 def _surface_for(scenario: Scenario, profile: Profile, progress: Progress) -> CapacitySurface:
-    from sim.capacity import Objective, capacity_surface
+    from sim.capacity import capacity_surface
+    from sim.goals import Objective
 
     deployment_ = scenario.deployment
     objective = Objective(ttft_p95_s=deployment_.ttft_p95_s, tpot_p95_s=deployment_.tpot_p95_s)
@@ -186,7 +187,7 @@ def _surface_for(scenario: Scenario, profile: Profile, progress: Progress) -> Ca
 
 
 def _week_shape() -> np.ndarray[Any, np.dtype[np.float64]]:
-    from sim.workload import hourly_shape
+    from sim.arrivals import hourly_shape
 
     shape = np.asarray(hourly_shape(), dtype=np.float64).reshape(-1)
     return shape / shape.mean()

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.hardware import lookup
 from engine.model_catalog import find_model
 from engine.profile import Profile
-from engine.scheduler import SchedulerConfig
 from engine.serving_efficiency import ENGINES, PRECISIONS
 from engine.transfer import predict_profile
 from sim.goals import Goal, MetShare

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError
 from engine.model_catalog import WEIGHT_BYTES, CatalogModel, find_model
-from engine.profile import ModelShape, Profile
+from engine.model_shape import ModelShape
+from engine.profile import Profile
 
 
 class Work(Protocol):

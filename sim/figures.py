@@ -7,14 +7,14 @@ of the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 
 from sim import human
-from sim.language import language, tr
+from sim.figures_base import bars, line, mark, month_axis, usd_axis
+from sim.language import tr
 from sim.theme import Theme, layout, palette
 
 if TYPE_CHECKING:
@@ -167,77 +167,3 @@ def cost_and_price(result: Result, theme: Theme = "light") -> go.Figure:
             yaxis={"title": {"text": tr("USD per million tokens")}, "tickprefix": "$", "rangemode": "tozero"},
         ),
     )
-
-
-def month_axis() -> dict[str, Any]:
-    """Axis of months."""
-    axis = {"title": {"text": tr("month")}, "type": "date", "hoverformat": "%B %Y", "showgrid": False}
-    if language() != "en":  # Plotly names the months in English
-        axis |= {"hoverformat": "%Y-%m", "tickformat": "%Y-%m"}
-    return axis
-
-
-def usd_axis(title: str) -> dict[str, Any]:
-    """Axis of money."""
-    return {"title": {"text": title}, "tickprefix": "$", "exponentformat": "B", "minexponent": 2}
-
-
-def line(
-    table: Any, column: str, name: str, colour: str, say: Callable[[Any], str], dash: str = "solid"
-) -> go.Scatter:
-    """A monthly line; the hover says the value in human units."""
-    return go.Scatter(
-        x=list(table["month"]),
-        y=finite(table[column]),
-        name=name,
-        mode="lines+markers" if len(table) <= 2 else "lines",
-        line={"color": colour, "width": 2.5, "dash": dash},
-        customdata=[say(value) for value in table[column]],
-        hovertemplate="%{customdata}",
-    )
-
-
-def bars(table: Any, column: str, name: str, colour: str, say: Callable[[Any], str]) -> go.Bar:
-    """Monthly bars; the hover says the value in human units."""
-    return go.Bar(
-        x=list(table["month"]),
-        y=finite(table[column]),
-        name=name,
-        marker={"color": colour},
-        customdata=[say(value) for value in table[column]],
-        hovertemplate="%{customdata}",
-    )
-
-
-def mark(figure: go.Figure, x: Any, y: float, text: str, colour: str) -> None:
-    """Point at one value with words."""
-    figure.add_annotation(
-        x=x, y=y, text=text, showarrow=True, arrowcolor=colour, font={"color": colour}, ay=-36
-    )
-
-
-def finite(values: Any) -> list[float | None]:
-    """Plain floats, None (a gap) where a value is undefined or infinite."""
-    numbers = np.asarray(values, dtype=np.float64)
-    return [float(number) if np.isfinite(number) else None for number in numbers]
-
-
-def all_figures() -> dict[str, Callable[..., go.Figure]]:
-    """{name: figure function} in the order of the report."""
-    from sim import figures_finance, figures_loop, figures_model
-
-    return {
-        "revenue": revenue_and_compute,
-        "margin": gross_margin,
-        "cash": cash,
-        "cost_per_mtok": cost_and_price,
-        "customers": customers,
-        "mrr": figures_finance.mrr_movements,
-        "cohorts": figures_finance.cohort_map,
-        "fleet": figures_model.fleet_by_month,
-        "fleet_day": figures_model.fleet_by_hour,
-        "latency": figures_model.latency,
-        "flywheel": figures_loop.flywheel,
-        "versions": figures_model.versions,
-        "profile": figures_model.profile_fit,
-    }

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from sim import human
 from sim.actuals_variance import revenue_waterfall
 from sim.actuals_words import CAUSES
-from sim.figures import finite, month_axis, usd_axis
+from sim.figures_base import finite, month_axis, usd_axis
 from sim.language import mark, tr
 from sim.theme import Theme, layout, palette
 

@@ -15,10 +15,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sim import human
-from sim.figures import finite, month_axis, usd_axis
+from sim.figures_base import finite, month_axis, usd_axis
 from sim.language import mark, tr
+from sim.outcome_table import OUTCOMES, shown
 from sim.report_lines import line_label
-from sim.study.outcomes import OUTCOMES, shown
 from sim.theme import Palette, Theme, layout, palette
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sim import human
-from sim.figures import finite
+from sim.figures_base import finite
 from sim.figures_compare import axis_of, meanings
 from sim.figures_study import band, translucent
 from sim.language import tr
+from sim.outcome_table import OUTCOMES, shown
 from sim.study.expressions import parse_condition, parse_goal
 from sim.study.in_words import quantity
-from sim.study.outcomes import OUTCOMES, shown
 from sim.theme import Theme, layout, palette
 
 if TYPE_CHECKING:

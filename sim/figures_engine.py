@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from engine.profile import Measurement, Profile
 from engine.transfer import roofline_of
 from sim import human
-from sim.figures import finite
+from sim.figures_base import finite
 from sim.language import mark, tr
 from sim.theme import Palette, Theme, layout, palette
 

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sim import human
-from sim.figures import finite, month_axis, usd_axis
+from sim.figures_base import finite, month_axis, usd_axis
 from sim.language import mark, tr
 from sim.ledger import MICRO_PER_USD
 from sim.theme import Palette, Theme, layout, palette

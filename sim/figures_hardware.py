@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sim import human
-from sim.figures import finite
+from sim.figures_base import finite
 from sim.language import mark, tr
 from sim.serving_lab import HardwareComparison
 from sim.theme import Theme, layout, palette

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from sim import human
 from sim.event_words import event_in_words
-from sim.figures import bars, finite, line, month_axis
+from sim.figures_base import bars, finite, line, month_axis
 from sim.language import tr
 from sim.theme import Palette, Theme, layout, palette
 

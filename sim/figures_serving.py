@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sim import human
-from sim.figures import finite
+from sim.figures_base import finite
 from sim.figures_hardware import KINDS
 from sim.language import tr
 from sim.serving_lab import BatchWatch, Trial

@@ -13,11 +13,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sim import human
-from sim.figures import finite, month_axis
+from sim.figures_base import finite, month_axis
 from sim.figures_compare import COLUMNS, axis_of, meanings, row_labels, said
 from sim.language import tr
+from sim.outcome_table import OUTCOMES, shown
 from sim.study.in_words import quantity
-from sim.study.outcomes import OUTCOMES, shown
 from sim.theme import Palette, Theme, layout, palette
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from engine.scaling import ScalingConstants, compute_optimal, loss, training_flop
 from sim import human
-from sim.figures import finite
+from sim.figures_base import finite
 from sim.language import tr
 from sim.theme import Theme, layout, palette
 

@@ -24,8 +24,8 @@ import simpy
 from simpy.events import ProcessGenerator
 
 from sim import native_replicas
-from sim.fleet_changes import autoscale, be_taken_back, break_down, check_span
-from sim.fleet_config import Fleet
+from sim.fleet_changes import autoscale, be_taken_back, break_down
+from sim.fleet_config import Fleet, check_span
 from sim.machines import ROLES, Machines, Server, most_machines
 from sim.native_replicas import NativeReplicas
 from sim.rate_limit import Bucket
@@ -116,7 +116,16 @@ class FleetRun:
         env.process(self._arrivals())
         for index, kind in enumerate(self.fleet.kinds):
             if kind.autoscaler is not None:
-                env.process(autoscale(self, index, kind.autoscaler))
+                env.process(
+                    autoscale(
+                        env,
+                        self.machines,
+                        index,
+                        kind.autoscaler,
+                        pending=self.pending,
+                        order=self.order,
+                    )
+                )
         while True:
             next_s = env.peek()
             reached_s = core.advance(next_s, watching)
@@ -312,10 +321,13 @@ class FleetRun:
         server = self.machines.order(kind_index, now, there_s + load_s)
         if server is None:
             return False
+        changes: Any = {"die": self.die, "open_when_ready": self.open_when_ready}
         if server.kind.failures is not None:
-            self.env.process(break_down(self, server, server.kind.failures))
+            self.env.process(break_down(self.env, self.machines, server, server.kind.failures, **changes))
         if server.kind.spot is not None:
-            self.env.process(be_taken_back(self, server, server.kind.spot, there_s))
+            self.env.process(
+                be_taken_back(self.env, self.machines, server, server.kind.spot, there_s, **changes)
+            )
         self.open_when_ready(server)
         return True
 

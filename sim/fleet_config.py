@@ -6,13 +6,15 @@ is refused with the key, what was found and what is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engine.batch import SchedulerConfig
+from engine.errors import InputError
 from engine.profile import Profile
-from engine.scheduler import SchedulerConfig
 from engine.step_time import StepTimeModel
 
 ROUTERS = ("least_outstanding", "least_outstanding_tokens", "round_robin", "power_of_two", "prefix_aware")
@@ -23,6 +25,7 @@ Router = Literal[
 Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 SecondsBetween = Annotated[float, Field(ge=0.1, le=1e9, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+_MOST_CHANGES = 50_000_000  # that a run may play by itself: minutes
 
 
 class _Settings(BaseModel):
@@ -201,3 +204,30 @@ class Fleet(_Settings):
     def is_disaggregated(self) -> bool:
         """Prompts and answers are computed by different replicas."""
         return self.kinds[0].role != "serve"
+
+
+def check_span(fleet: Fleet, span_s: float) -> None:
+    """Refuse a run in which what happens by itself would take hours to play.
+
+    Raises:
+        InputError: names the kind of replicas, the setting and the least that is allowed.
+    """
+    for kind in fleet.kinds:
+        most = max(kind.replicas, kind.autoscaler.max_replicas if kind.autoscaler else 0)
+        for key, seconds, machines in _periods(kind, most):
+            least_s = span_s / _MOST_CHANGES * machines
+            if seconds < least_s:
+                raise InputError(
+                    f"fleet: {kind.name}.{key}: found {seconds:g} s in a run of {span_s:g} s, allowed is at least "
+                    f"{least_s:.3g} s"
+                )
+
+
+def _periods(kind: ReplicaKind, most: int) -> Iterator[tuple[str, float, int]]:
+    """What happens again and again to a kind: its key, seconds between two times, and to how many machines."""
+    if kind.autoscaler is not None:
+        yield "autoscaler.interval_s", kind.autoscaler.interval_s, 1
+    if kind.failures is not None:
+        yield "failures.mtbf_s", kind.failures.mtbf_s, most
+    if kind.spot is not None:
+        yield "spot.mean_life_s", kind.spot.mean_life_s, most

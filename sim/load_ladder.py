@@ -23,7 +23,8 @@ from engine.errors import InputError
 from sim.fleet_config import Fleet, Retries
 from sim.goals import Goal, Judgement, judge
 from sim.offered_load import BLOCK, OfferedLoad
-from sim.serving import ReplayStats, latencies, replay_fleet
+from sim.serving import ReplayStats, replay_fleet
+from sim.serving_metrics import latencies
 
 LOADS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.95)  # of the saturation rate
 LATENCIES = ("ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "tpot_p95_s", "e2e_p95_s")

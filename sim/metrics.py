@@ -116,9 +116,3 @@ def retention(
         net[month] = ratio(float(now.sum()), float(then.sum()))
         gross[month] = ratio(float(kept), float(then.sum()))
     return net, gross
-
-
-def cohort_of(party: str) -> Cohort:
-    """(plan, month of joining) of the ledger's name for a cohort of customers, "plan/007"."""
-    plan, _, cohort = party.rpartition("/")
-    return plan, int(cohort)

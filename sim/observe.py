@@ -27,7 +27,7 @@ import pandas as pd
 from engine.checked_json import read_json_object
 from engine.errors import InputError
 from engine.files import write_atomically
-from sim.trace import check_requests
+from sim.requests_frame import check_requests
 
 if TYPE_CHECKING:
     from engine.batch import Step

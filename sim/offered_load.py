@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from engine.errors import InputError
 from sim.arrivals import Process, arrival_times
 from sim.conversations import CONVERSATION_CLASSES, ConversationClass, conversations
-from sim.trace import check_requests
+from sim.requests_frame import check_requests
 from sim.trace_fit import FittedWorkload
 from sim.traffic import TrafficClass, traffic_mix
 from sim.workload import draw_requests

@@ -25,8 +25,9 @@ from engine.model_catalog import CatalogModel
 from engine.profile import Profile
 from engine.serving_efficiency import ENGINES, PRECISIONS, Deployment
 from engine.transfer import predict_profile
-from sim.capacity import CapacitySurface, Objective, capacity_surface
-from sim.workload import traffic_mix
+from sim.capacity import CapacitySurface, capacity_surface
+from sim.goals import Objective
+from sim.traffic import traffic_mix
 
 WIDTHS = (1, 2, 4, 8)  # accelerators of one replica, within one machine
 LEVEL = 0.9  # of the interval

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+INITIAL, FEEDBACK, LABELS = "(initial)", "(feedback)", "(labels)"  # holdings that no source brought
+
 
 @dataclass
 class Holding:

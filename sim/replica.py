@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.batch import Request, Step
 from engine.errors import InputError
-from engine.scheduler import QueueFullError, Request, Scheduler, Step
+from engine.scheduler import QueueFullError, Scheduler
 from sim.replica_tables import COUNTS, STEP_RECORD
 
 if TYPE_CHECKING:

@@ -6,17 +6,14 @@ program version, command. Outputs carry no time of writing, so the same run give
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
@@ -27,6 +24,7 @@ from sim.report_content import SECTIONS, chosen_sections, headline_rows
 from sim.report_html import report_html
 from sim.report_pdf import report_pdf
 from sim.report_xlsx import report_xlsx
+from sim.serialise import json_ready, table_csv
 
 if TYPE_CHECKING:
     from sim.company import Result
@@ -38,14 +36,12 @@ __all__ = [
     "SECTIONS",
     "check_choices",
     "headline_rows",
-    "json_ready",
     "report_html",
     "report_pdf",
     "report_xlsx",
     "result_json",
     "result_schema",
     "result_tables",
-    "table_csv",
     "write_outputs",
 ]
 
@@ -53,7 +49,6 @@ Progress = Callable[[float, str], None]
 FILES = ("report.html", "monthly.csv", "ledger.parquet", "result.json")  # unless formats are named
 FORMATS = ("html", "pdf", "xlsx", "csv", "parquet", "json")
 _SCHEMA = Path(__file__).with_name("result.schema.json")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
 
 def write_outputs(
@@ -131,39 +126,6 @@ def result_tables(result: Result) -> dict[str, pd.DataFrame]:
         "balance_sheet": statements.balance_sheet().reset_index(),
         "cohorts": result.cohorts,
     }
-
-
-def table_csv(table: pd.DataFrame) -> str:
-    """A table as CSV; text that a spreadsheet would read as a formula gets an apostrophe before it.
-
-    Carriage returns in text become spaces: readers disagree about whether they end a line.
-    """
-    safe = table.copy()
-    for column in safe.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in safe.dtypes]]:
-        text = safe[column].astype(str).str.replace("\r", " ")
-        safe[column] = text.where(~text.str.startswith(_FORMULA_STARTS), "'" + text)
-    return str(safe.to_csv(index=False))
-
-
-def json_ready(value: Any) -> Any:
-    """Plain JSON values: NaN and infinities become None, numpy and pandas values become Python's."""
-    if isinstance(value, dict):
-        return {str(key): json_ready(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray):
-        return json_ready(value.tolist())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [json_ready(entry) for entry in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: json_ready(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, pd.DataFrame):
-        return json_ready(value.to_dict(orient="records"))
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return str(value)
 
 
 def result_schema() -> dict[str, Any]:

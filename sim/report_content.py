@@ -218,7 +218,7 @@ def uncertainty_note(study: MonteCarlo) -> str:
 
 def uncertainty_tables(study: MonteCarlo) -> list[Table]:
     """Percentiles of the outcomes, and the probabilities of ruin and of each target."""
-    from sim.study.outcomes import OUTCOMES
+    from sim.outcome_table import OUTCOMES
 
     rows = []
     for found in _records(study.outcomes[study.outcomes["outcome"].isin(_OUTCOMES)]):
@@ -249,7 +249,7 @@ def report_figures(
     result: Result, sections: Iterable[str], study: MonteCarlo | None
 ) -> dict[str, dict[str, go.Figure]]:
     """{section: {name: figure}} of the sections chosen that have figures."""
-    from sim.figures import all_figures
+    from sim.figures_catalogue import all_figures
     from sim.figures_study import report_figures as of_study
 
     made: dict[str, dict[str, go.Figure]] = {}

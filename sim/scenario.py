@@ -93,7 +93,7 @@ class Scenario(ScenarioFields):
 
             if problem := range_problem(distribution, checked_with):
                 raise refuse(key, problem)
-        if wrong := uncertainty_problem(scenario):
+        if wrong := uncertainty_problem(scenario, scenario._uncertain):
             raise refuse(*wrong)
         return scenario
 

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from sim.plans import is_paying, plan_key, segments_of
 from sim.scenario_help import leaves
 from sim.schema.market import MAIN_SEGMENT
-from sim.stages.plans import is_paying, plan_key, segments_of
 
 if TYPE_CHECKING:
     from sim.schema import Contract, Finance, Market, Plan, ScenarioFields, Segment

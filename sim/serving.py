@@ -16,14 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.scheduler import SchedulerConfig
 from engine.step_time import StepTimeModel
 from sim.fleet import FleetRun
 from sim.fleet_config import ROUTERS, Fleet, ReplicaKind
 from sim.replica_tables import STATUSES
+from sim.requests_frame import check_requests
 from sim.serving_metrics import LatencyObjective, latencies, littles_law_error, summary
-from sim.trace import check_requests
 
 __all__ = [
     "ROUTERS",

@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile import Profile
-from engine.scheduler import SchedulerConfig
 from sim.capacity import fleet_capacity, replica_fleet
 from sim.configuration_search import FEW_REQUESTS, Latency, SearchResult, capacity_interval, search
 from sim.configurations import Configuration, Refused

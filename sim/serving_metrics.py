@@ -35,7 +35,7 @@ MEASURES = ("ttft", "tpot", "e2e", "queue")
 
 
 class LatencyObjective(Protocol):
-    """What each request must meet to count as goodput (see `sim.capacity.Objective`)."""
+    """What each request must meet to count as goodput (see `sim.goals.Objective`)."""
 
     @property
     def ttft_p95_s(self) -> float:

@@ -17,14 +17,13 @@ import pandas as pd
 from sim import metrics
 from sim.ledger import HOURS_PER_MONTH, MICRO_PER_USD
 from sim.metrics import FloatArray
-from sim.stages.market import advertisers
-from sim.stages.plans import is_paying, plan_key, segments_of
+from sim.parties import advertisers
+from sim.plans import is_paying, plan_key, segments_of
 
 if TYPE_CHECKING:
     from sim.ledger import Kind, Ledger
     from sim.schema import Market
-    from sim.stages.funding import ClosedRound
-    from sim.stages.payments import OpenItem
+    from sim.world import ClosedRound, OpenItem
 
 AGES = ("not_due_usd", "overdue_1_to_30_days_usd", "overdue_31_to_60_days_usd", "overdue_61_to_90_days_usd")
 _LAST_AGE = "overdue_over_90_days_usd"

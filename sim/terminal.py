@@ -54,7 +54,7 @@ def _console() -> Console:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print a result; numbers that JSON doesn't know become null."""
-    from sim.report import json_ready
+    from sim.serialise import json_ready
 
     print(json.dumps(json_ready(value), indent=2))
 

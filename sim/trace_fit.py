@@ -30,7 +30,7 @@ from engine.files import write_atomically
 from sim.arrival_fit import ArrivalFit, fit_arrivals
 from sim.arrivals import GammaRenewal, GapTable, MarkovModulated, Process
 from sim.fit_quality import Quality, compare, ks_distance, rank_correlation
-from sim.trace import check_requests
+from sim.requests_frame import check_requests
 from sim.traffic import Quantiles, TrafficClass
 from sim.workload import generate
 
@@ -96,7 +96,7 @@ class FittedArrivals(_Part):
 
     @property
     def process(self) -> Process | None:
-        """The process as `sim.workload.arrival_times` takes it; None for Poisson."""
+        """The process as `sim.arrivals.arrival_times` takes it; None for Poisson."""
         if self.kind == "gamma":
             return GammaRenewal(math.nan if self.cv is None else self.cv)
         if self.kind == "gaps":

@@ -21,7 +21,7 @@ from engine.posterior import posterior_of
 from engine.profile import Profile
 from sim.calibration import calibrate_on_steps
 from sim.observe import Observation, observe, warm_up
-from sim.report import json_ready
+from sim.serialise import json_ready
 from sim.validation import (
     BURST,
     Lengths,

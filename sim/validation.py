@@ -20,14 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.posterior import Posterior
-from engine.scheduler import SchedulerConfig
 from engine.step_time import StepTimeModel
 from sim.observe import Observation, full_prefix_hashes
 from sim.serving import replay_with_stats
 from sim.serving_metrics import latencies
-from sim.workload import lognormal_sigma
+from sim.traffic import lognormal_sigma
 
 LEVEL = 0.9  # of the prediction intervals
 DRAWS = 200

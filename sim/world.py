@@ -9,13 +9,13 @@ invoices go out and customers leave (729), depreciation, interest and tax are bo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from sim.ledger import HOURS_PER_MONTH, Ledger
+from sim.ledger import HOURS_PER_MONTH, Ledger, micro
 from sim.pool import Pool
 from sim.randomness import streams
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from engine.profile import Profile
     from sim.capacity import CapacitySurface
     from sim.scenario import Scenario
-    from sim.stages.funding import ClosedRound
-    from sim.stages.payments import OpenItem
+
 
 FloatArray = NDArray[np.float64]
 
@@ -68,6 +67,29 @@ class Spare:
     reserved_usd_per_h: float = 0.0
     on_demand_usd_per_h: float = 0.0
     output_tokens_per_h: float = 1.0  # what one replica writes flat out
+
+
+@dataclass(frozen=True)
+class OpenItem:
+    """A bill to pay or an invoice to collect; hours since the start, amount in micro-dollars."""
+
+    account: Literal["payable", "receivable"]
+    booked_h: float
+    due_h: float
+    settled_h: float  # paid, or written off
+    amount_micro: int
+
+
+@dataclass(frozen=True)
+class ClosedRound:
+    """Shares sold: month, USD, and the fractions of the company that investors and staff got."""
+
+    name: str
+    month: int
+    amount_usd: float
+    pre_money_usd: float
+    investor_share: float
+    staff_share: float
 
 
 @dataclass
@@ -148,3 +170,16 @@ class World:
     def note(self, stage: str, what: str) -> None:
         """Remember something that happened, for the report's list of events."""
         self.events.append((self.env.now, stage, what))
+
+
+def use_idle(world: World, hours: float, account: str, memo: str) -> float:
+    """Use up to `hours` idle replica-hours of this month; gives how many there were, their cost moved."""
+    spare = world.spare
+    used = min(max(hours, 0.0), spare.idle_h)
+    spare.idle_h -= used
+    amount = micro(used * spare.reserved_usd_per_h)
+    if amount:
+        entries = [(account, amount), ("serving_reserved", -amount)]
+        world.ledger.post(world.env.now, memo, entries, "own fleet")
+    world.record("idle_replica_h_used", used)
+    return used

@@ -15,8 +15,9 @@ from typing import Any
 
 from aiohttp import web
 
+from engine.batch import Request, SchedulerConfig
 from engine.openai_client import Endpoint
-from engine.scheduler import Request, Scheduler, SchedulerConfig
+from engine.scheduler import Scheduler
 from engine.step_time import StepTimeModel
 
 _SETTLE_S = 0.0003  # for bytes on their way through the kernel

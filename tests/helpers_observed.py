@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from engine.scheduler import Request, Scheduler, SchedulerConfig
+from engine.batch import Request, SchedulerConfig
+from engine.scheduler import Scheduler
 from engine.step_time import StepTimeModel
 from sim.observe import Observation
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from engine.cost import cost_table
 from engine.hardware import HardwareInfo
-from engine.profile import SCHEMA_VERSION, FitReport, ModelShape, Profile, RooflineStepTime
+from engine.model_shape import ModelShape
+from engine.profile import SCHEMA_VERSION, FitReport, Profile
+from engine.step_time import RooflineStepTime
 
 
 def synthetic_profile(

@@ -9,11 +9,11 @@ from helpers_profile import synthetic_profile
 from sim.actuals_restart import moved_on
 from sim.company import Result, simulate
 from sim.paths import scenarios_dir
+from sim.plans import segments_of
 from sim.scenario import Scenario
 from sim.stages.competition import elsewhere
 from sim.stages.learning import first_version
 from sim.stages.people import headcounts
-from sim.stages.plans import segments_of
 
 SHIPPED = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 QUICK = ("api_startup", "three_segments", "price_war")

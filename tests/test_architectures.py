@@ -14,8 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine import LLM, SamplingParams
 from engine.attention import IMPLEMENTATION
+from engine.batch import BatchChunk
 from engine.errors import InputError
-from engine.runner import BatchChunk
 from engine.support import require_servable
 
 VOCABULARY = 128

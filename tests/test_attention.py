@@ -22,11 +22,11 @@ from engine.attention import (
     block_rows,
     group_decodes,
 )
+from engine.batch import BatchChunk, SchedulerConfig
 from engine.kernels import native
 from engine.linear import has_packed_products
 from engine.model import load_model, shape_of
-from engine.runner import BatchChunk, ModelRunner
-from engine.scheduler import SchedulerConfig
+from engine.runner import ModelRunner
 from engine.support import require_servable
 
 BLOCK = 16

@@ -11,18 +11,21 @@ import pytest
 from helpers_company import closed_form_surface
 from helpers_profile import synthetic_profile
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile import Profile
-from engine.scheduler import SchedulerConfig
 from engine.step_time import RooflineStepTime
 from sim import capacity
-from sim.capacity import CapacitySurface, Objective, capacity_surface, fleet_capacity, replica_fleet
+from sim.arrivals import MarkovModulated
+from sim.capacity import CapacitySurface, capacity_surface, fleet_capacity, replica_fleet
 from sim.fleet_config import Fleet, ReplicaKind
-from sim.goals import Limit, MetShare, goal_of
+from sim.goals import Limit, MetShare, Objective, goal_of
 from sim.offered_load import OfferedLoad, conversation_load, fitted_load, trace_load, traffic_load
-from sim.serving import replay_with_stats, summary
+from sim.serving import replay_with_stats
+from sim.serving_metrics import summary
 from sim.trace_fit import fit
-from sim.workload import MarkovModulated, TrafficClass, generate
+from sim.traffic import TrafficClass
+from sim.workload import generate
 
 PROFILE = synthetic_profile()
 OBJECTIVE = Objective(ttft_p95_s=10.0, tpot_p95_s=0.5)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from sim import Scenario, simulate
-from sim.figures import all_figures
 from sim.figures_band import cash_with_ruin
+from sim.figures_catalogue import all_figures
 from sim.ui.chart_data import chart_data
 from sim.ui.link import as_text, from_text
 

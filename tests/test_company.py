@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from engine.errors import InputError
 from sim.company import Result, simulate
 from sim.paths import scenarios_dir
+from sim.plans import is_paying, plans_of
 from sim.scenario import Scenario
 from sim.schema import Market, Training
 from sim.stages import training
 from sim.stages.competition import churn_probability, price_effect, quality_effect
-from sim.stages.plans import is_paying, plans_of
 from sim.stages.segments import marketed_signups
 
 SHIPPED = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))

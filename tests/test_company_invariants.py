@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from sim.company import Result, simulate
 from sim.ledger import MICRO_PER_USD
+from sim.plans import is_paying, plans_of
 from sim.scenario import Scenario
 from sim.scenario_help import leaves, unit_of
-from sim.stages.plans import is_paying, plans_of
 
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FRACTION = st.floats(0, 1)

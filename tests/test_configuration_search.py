@@ -13,7 +13,7 @@ from helpers_profile import synthetic_profile
 
 from engine.errors import InputError
 from sim import cli, cli_capacity, cli_load
-from sim.capacity import Objective, replica_fleet
+from sim.capacity import replica_fleet
 from sim.configuration_search import LATENCIES, SearchResult, search
 from sim.configurations import (
     Configuration,
@@ -22,10 +22,10 @@ from sim.configurations import (
     measured_configurations,
     predicted_configurations,
 )
-from sim.goals import Limit, MetShare, goal_of, judge
+from sim.goals import Limit, MetShare, Objective, goal_of, judge
 from sim.load_ladder import replay_at
 from sim.offered_load import trace_load, traffic_load
-from sim.serving import latencies
+from sim.serving_metrics import latencies
 
 LOAD = traffic_load({"chat": 0.7, "code": 0.3})
 GOAL = goal_of(Objective(1.0, 0.03))

@@ -31,10 +31,10 @@ def test_in_the_interpreter():
 @pytest.mark.skipif(not RUNS_HERE, reason="needs a GPU or Triton's interpreter")
 @pytest.mark.parametrize("name", ["llama-tiny@dummy", "bloom-tiny@dummy", "gpt2-tiny@dummy"])
 def test_the_logits_are_those_of_torch(name):
-    from engine.batch import SchedulerConfig
+    from engine.batch import BatchChunk, SchedulerConfig
     from engine.device_steps import DeviceSteps
     from engine.model import load_model, shape_of
-    from engine.runner import BatchChunk, ModelRunner
+    from engine.runner import ModelRunner
     from engine.support import require_servable
 
     device = "cuda" if ON_GPU else "cpu"

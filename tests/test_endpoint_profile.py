@@ -15,13 +15,14 @@ from helpers_profile import synthetic_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.batch import SchedulerConfig
 from engine.endpoint_profile import Known, survey_endpoint
 from engine.endpoint_steps import as_budget, chunk_of
 from engine.errors import InputError
 from engine.profile import Profile
-from engine.scheduler import SchedulerConfig
 from engine.step_time import RooflineStepTime
-from sim.capacity import Objective, capacity_surface
+from sim.capacity import capacity_surface
+from sim.goals import Objective
 
 LIMITS = SchedulerConfig(
     max_running_requests=24, max_step_tokens=256, block_tokens=16, num_blocks=3072, prefix_caching=False

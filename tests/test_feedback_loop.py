@@ -14,7 +14,7 @@ from engine import LLM
 from engine.data import Document
 from engine.errors import InputError
 from engine.feedback_loop import Judgement, LoopConfig, LoopReport, is_users, run_loop
-from engine.served import Served
+from engine.metering import Served
 from engine.simulated_users import Usage, collect
 from engine.standard_library import standard_library
 from engine.train_config import TrainConfig

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import Result, Scenario, human, simulate
-from sim.figures import all_figures
+from sim.figures_catalogue import all_figures
 from sim.theme import PALETTES, dark_for_light, palette, without_title
 
 SCENARIOS = ("api_startup", "chat_subscription", "enterprise_finetune")

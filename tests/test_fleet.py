@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.scheduler import SchedulerConfig
 from sim.conversations import conversations
 from sim.fleet import FleetRun
 from sim.fleet_config import (
@@ -31,7 +31,8 @@ from sim.fleet_config import (
 )
 from sim.machines import Server
 from sim.requests_frame import check_requests
-from sim.serving import replay_fleet, summary
+from sim.serving import replay_fleet
+from sim.serving_metrics import summary
 
 SECOND = times(1.0)  # every step takes a second
 ONE = SchedulerConfig(max_running_requests=1)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from helpers_profile import synthetic_profile
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.scheduler import SchedulerConfig
 from sim.fleet_config import Autoscaler, Failures, Fleet, RateLimit, Retries, ScheduledSize, Spot
 from sim.fleet_file import load_fleet
 from sim.paths import scenarios_dir
-from sim.serving import littles_law_error, replay_fleet
+from sim.serving import replay_fleet
+from sim.serving_metrics import littles_law_error
 from sim.workload import generate
 
 PROFILE = synthetic_profile()

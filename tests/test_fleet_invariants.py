@@ -17,7 +17,8 @@ from sim.fleet import FleetRun
 from sim.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
 from sim.replica_tables import STATUSES
 from sim.requests_frame import check_requests
-from sim.serving import littles_law_error, replay_fleet
+from sim.serving import replay_fleet
+from sim.serving_metrics import littles_law_error
 
 TIME_COLUMNS = ["scheduled_s", "first_token_s", "finished_s"]
 

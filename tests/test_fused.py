@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.attention import IMPLEMENTATION
+from engine.batch import BatchChunk, SchedulerConfig
 from engine.fused import FusedLayer, _normalized, fuse_layers
 from engine.model import shape_of
-from engine.runner import BatchChunk, ModelRunner
-from engine.scheduler import SchedulerConfig
+from engine.runner import ModelRunner
 
 SIZES = {
     "hidden_size": 64,

@@ -117,7 +117,7 @@ def test_a_shared_prefix_changes_nothing_but_the_work() -> None:
 
 
 def test_logits_equal_transformers_in_a_packed_batch() -> None:
-    from engine.runner import BatchChunk
+    from engine.batch import BatchChunk
 
     llm = LLM("llama-tiny@dummy", kv_cache_tokens=256)
     prompts = random_prompts(3, 40, seed=1)

@@ -13,10 +13,11 @@ from helpers_profile import synthetic_profile
 
 from engine.errors import InputError
 from sim.company import Result, simulate
+from sim.plans import is_paying, plans_of
 from sim.scenario import Scenario
 from sim.schema import Market, Plan
 from sim.stages.competition import churn_probability, elsewhere, price_effect
-from sim.stages.plans import blended_price, is_paying, plans_of, seats
+from sim.stages.plans import blended_price, seats
 
 TOKENS = PROMPT_TOKENS + OUTPUT_TOKENS
 STILL: dict[str, Any] = {

@@ -59,7 +59,7 @@ def test_retention_by_hand() -> None:
 
 
 def test_cohort_names_round_trip() -> None:
-    from sim.stages.plans import party
+    from sim.parties import party
 
     assert metrics.cohort_of(party("pro/team", 7)) == ("pro/team", 7)
     assert metrics.cohort_of(party("api", 1234)) == ("api", 1234)

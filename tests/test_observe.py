@@ -11,8 +11,8 @@ import pytest
 from helpers_observed import drawn_requests, fake_observation
 from helpers_profile import synthetic_profile
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.scheduler import SchedulerConfig
 from sim.observe import Observation, build_prompts, full_prefix_hashes, observe, warm_up
 from sim.serving import replay_with_stats
 from sim.validation import RecordedSteps, measures, scheduler_errors, step_errors

@@ -21,13 +21,13 @@ from sim.figures_compare import COLUMNS, difference, meanings, sentence, shorten
 from sim.figures_decide import answer, candidates, curve
 from sim.figures_study import fan, indices, ruin, spread, tornado
 from sim.ledger import MICRO_PER_USD
+from sim.outcome_table import OUTCOMES
 from sim.scenario import Scenario
 from sim.study.compare import Comparison, compare
 from sim.study.explain import Explanation, explain_by_account, explain_by_assumption
 from sim.study.goal_seek import GoalSeek, goal_seek
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
 from sim.study.optimise import Optimum, optimise
-from sim.study.outcomes import OUTCOMES
 from sim.study.sensitivity import Sensitivity, sensitivity
 from sim.study.waterfall import Term, waterfall
 from sim.theme import PALETTES, Theme, without_title

@@ -19,7 +19,8 @@ from engine.hardware import CATALOG, Accelerator, lookup
 from engine.model_catalog import find_model
 from engine.transfer import predict_profile
 from sim import capacity, cli_plan
-from sim.capacity import Objective, capacity_surface
+from sim.capacity import capacity_surface
+from sim.goals import Objective
 from sim.plan_serving import ServingNeed, capacity_if_slower, memory_accelerators, serve
 from sim.plan_training import TrainingNeed, memory_to_train, published_mfu, train
 from sim.planner import Plan, accelerators, plan

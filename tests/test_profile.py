@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from engine.cost import cost_table
 from engine.errors import InputError
 from engine.fit import fit_step_time
-from engine.profile import Measurement, Profile, RooflineStepTime, StepTimeModel, describe
+from engine.profile import Measurement, Profile, describe
+from engine.step_time import RooflineStepTime, StepTimeModel
 
 contexts = st.lists(st.integers(0, 200_000), max_size=20)
 chunks = st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 200_000)), max_size=5)

@@ -9,7 +9,8 @@ import torch
 
 from engine import LLM
 from engine.model import load_model
-from engine.quality import Quality, fixed_text, measure_quality, perplexity
+from engine.profile import Quality
+from engine.quality import fixed_text, measure_quality, perplexity
 
 
 def test_it_is_that_of_transformers_in_chunks_too():

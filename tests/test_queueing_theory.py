@@ -16,13 +16,14 @@ import pytest
 from helpers_fleet import times
 from numpy.typing import NDArray
 
-from engine.scheduler import SchedulerConfig
+from engine.batch import SchedulerConfig
 from sim.batch_means import batch_means
 from sim.conversations import closed_loop
 from sim.fleet import FleetRun
 from sim.fleet_config import Failures, Fleet, RateLimit, ReplicaKind, Spot
 from sim.requests_frame import check_requests
-from sim.serving import littles_law_error, replay, replay_fleet, replay_with_stats
+from sim.serving import replay, replay_fleet, replay_with_stats
+from sim.serving_metrics import littles_law_error
 
 STEP_S = 0.001
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from engine.batch import SchedulerConfig, vllm_scheduler
 from engine.errors import InputError
 from engine.step_time import StepTimeModel
-from sim.interpolation import Grid, Line
-from sim.layer_table import TableStepTime, from_steps, read_step_times
+from sim.layer_table import Grid, Line, TableStepTime, from_steps, read_step_times
 from sim.serving import replay
 
 

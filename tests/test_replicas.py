@@ -13,8 +13,8 @@ from helpers_profile import synthetic_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.scheduler import SchedulerConfig
 from engine.step_time import StepTimeModel
 from sim import native_replicas
 from sim.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot

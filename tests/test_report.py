@@ -19,9 +19,12 @@ from helpers_profile import synthetic_profile
 
 from engine.errors import InputError
 from sim import Result, Scenario, report, simulate
-from sim.figures import all_figures
+from sim.figures_catalogue import all_figures
 from sim.provenance import changes, command_line
-from sim.report import FILES, headline_rows, json_ready, report_html, write_outputs
+from sim.report import FILES, write_outputs
+from sim.report_content import headline_rows
+from sim.report_html import report_html
+from sim.serialise import json_ready
 
 
 @pytest.fixture(scope="module")

@@ -23,17 +23,11 @@ from engine.errors import InputError
 from sim import Result, Scenario, human, report, simulate
 from sim.figures_study import report_figures
 from sim.language import speaking, tr
-from sim.report import (
-    SECTIONS,
-    report_html,
-    report_pdf,
-    result_json,
-    result_schema,
-    result_tables,
-    table_csv,
-    write_outputs,
-)
-from sim.report_content import cohort_tables, uncertainty_tables
+from sim.report import result_json, result_schema, result_tables, write_outputs
+from sim.report_content import SECTIONS, cohort_tables, uncertainty_tables
+from sim.report_html import report_html
+from sim.report_pdf import report_pdf
+from sim.serialise import table_csv
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
 
 

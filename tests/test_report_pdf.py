@@ -14,9 +14,10 @@ from hypothesis import example, given, settings
 
 from engine.errors import InputError
 from sim import Result, typst_document
-from sim.figures import all_figures
+from sim.figures_catalogue import all_figures
 from sim.language import speaking, tr
-from sim.report import SECTIONS, report_pdf
+from sim.report_content import SECTIONS
+from sim.report_pdf import report_pdf
 from sim.report_pictures import draw_pictures
 from sim.theme import without_title
 

@@ -19,8 +19,8 @@ from hypothesis import example, given, settings
 
 from sim import Result, Scenario, simulate
 from sim.language import speaking, tr
-from sim.report import report_xlsx
 from sim.report_lines import STATEMENTS
+from sim.report_xlsx import report_xlsx
 from sim.terminal import parse_overrides
 
 SPOILED = 12345.678

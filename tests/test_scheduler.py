@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.batch import Request, SchedulerConfig, State, Step
 from engine.errors import InputError
-from engine.scheduler import QueueFullError, Request, Scheduler, SchedulerConfig, State, Step
+from engine.scheduler import QueueFullError, Scheduler
 
 # Of each request: prompt tokens, output tokens, step at which it arrives, prefix family, priority.
 Workload = list[tuple[int, int, int, int, int]]

@@ -19,7 +19,7 @@ import torch
 from helpers_server import CONTEXT_TOKENS, HELLO, client, one_thread, post, serving, tiny_llm, tiny_model  # noqa: F401
 
 from engine import LLM, SamplingParams
-from engine.served import Served
+from engine.metering import Served
 from engine.server.run import Server
 
 GREEDY = SamplingParams(max_tokens=12)

@@ -14,12 +14,15 @@ from helpers_profile import synthetic_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.batch import Request, SchedulerConfig
 from engine.errors import InputError
-from engine.scheduler import Request, Scheduler, SchedulerConfig
+from engine.scheduler import Scheduler
 from engine.step_time import StepTimeModel
-from sim.capacity import Objective
-from sim.serving import littles_law_error, replay, replay_with_stats, summary
-from sim.workload import generate, read_trace
+from sim.goals import Objective
+from sim.serving import replay, replay_with_stats
+from sim.serving_metrics import littles_law_error, summary
+from sim.trace import read_trace
+from sim.workload import generate
 
 TIMES = synthetic_profile().step_time_model()
 TIME_COLUMNS = ["scheduled_s", "first_token_s", "finished_s"]

@@ -17,8 +17,8 @@ from engine.errors import InputError
 from engine.model_catalog import find_model
 from engine.profile import Profile
 from sim.batch_means import batch_means
-from sim.capacity import Objective
 from sim.efficiency import bytes_moved, hardware_use, operations
+from sim.goals import Objective
 from sim.serving_metrics import (
     by_group,
     inter_token_latency,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sim import Scenario, human, simulate
-from sim.report import report_html
+from sim.report_html import report_html
 from sim.shown_tables import shown_tables
 
 

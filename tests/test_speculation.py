@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import LLM, SamplingParams
+from engine.batch import Request, SchedulerConfig, State
 from engine.errors import InputError
 from engine.request import RequestOutput
-from engine.scheduler import Request, Scheduler, SchedulerConfig, State
+from engine.scheduler import Scheduler
 from engine.speculation import PromptLookup, count_kept
 
 TOKENS = st.lists(st.integers(0, 3), max_size=60)

@@ -15,13 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.quality import Quality
+from engine.profile import Quality
 from sim.company import Result, simulate
-from sim.scarcity import scarce_months
 from sim.schema import Deployment
-from sim.schema.deployment_parts import Outages, Shortage, Spot
+from sim.schema.deployment import Outages, Shortage, Spot
 from sim.stages.fleet_week import SpotMarket, interrupted, serve_week, together
-from sim.stages.hardware_generations import faster
+from sim.stages.hardware_generations import faster, scarce_months
 from sim.stages.outages import LUCK, MOST_IN_A_MONTH, credit, happened, overlap
 
 FLAT = np.full(168, 2.0)  # requests per second

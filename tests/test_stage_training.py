@@ -20,7 +20,7 @@ from engine.profile import TrainingPoint
 from engine.scaling import loss
 from sim.company import Result
 from sim.schema import Training
-from sim.schema.training_parts import FineTuning, Pretraining, Reinforcement, Safety, Trials
+from sim.schema.training import FineTuning, Pretraining, Reinforcement, Safety, Trials
 from sim.stages.learning import expected_loss, felt_gain, progress, quality, repeated, saturating, trials_gain
 from sim.stages.safety import incidents_per_year
 from sim.stages.training_phases import phases

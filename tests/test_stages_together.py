@@ -11,8 +11,8 @@ import pytest
 from helpers_stages import run
 
 from sim.company import Result
+from sim.monthly import STAGE_COLUMNS
 from sim.scenario import Scenario
-from sim.stage_columns import STAGE_COLUMNS
 
 ALL_PARTS: dict[str, Any] = {
     "data.processing": {},

@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 from engine.errors import InputError
 from sim.cli_study import app
 from sim.company import simulate
-from sim.report import json_ready
+from sim.outcome_table import OUTCOMES
 from sim.scenario import Scenario
+from sim.serialise import json_ready
 from sim.study.monte_carlo import (
     BATCH,
     compare_scenarios,
@@ -34,7 +35,6 @@ from sim.study.monte_carlo import (
     parse_precision,
     ruin_by_month,
 )
-from sim.study.outcomes import OUTCOMES
 from sim.study.sampling import draw, rounded, shares
 
 ROOT = Path(__file__).resolve().parents[1]

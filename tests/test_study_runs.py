@@ -18,8 +18,9 @@ import pytest
 
 from engine.errors import InputError
 from sim.company import simulate
+from sim.outcome_table import OUTCOMES, shown
 from sim.scenario import Scenario
-from sim.study.outcomes import OUTCOMES, outcomes_of, shown
+from sim.study.outcomes import outcomes_of
 from sim.study.runs import CHUNK, Point, run_points
 from sim.study.workers import place
 

@@ -21,7 +21,8 @@ from sim.conversations import closed_loop
 from sim.fit_quality import ks_distance
 from sim.trace import read_trace, write_trace
 from sim.trace_fit import FittedWorkload
-from sim.workload import TrafficClass, generate
+from sim.traffic import TrafficClass
+from sim.workload import generate
 
 BURSTY = MarkovModulated((1.0, 10.0), (30.0, 6.0))
 

@@ -20,7 +20,8 @@ from engine.checkpoint import checkpoints
 from engine.data import Document, PreparedData, prepare, train_tokenizer
 from engine.errors import InputError
 from engine.optimization import batch_rows, evaluate, learning_rate, measured_peak_flops
-from engine.trainer import TrainConfig, TrainReport, run_training, train
+from engine.train_config import TrainConfig, TrainReport
+from engine.trainer import run_training, train
 
 TINY = TrainConfig(
     layers=1,

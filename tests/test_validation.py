@@ -15,10 +15,10 @@ from helpers_profile import synthetic_profile
 from test_calibration import uncertain_profile
 from typer.testing import CliRunner
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.posterior import posterior_of
 from engine.profile import Profile
-from engine.scheduler import SchedulerConfig
 from sim import cli_validate
 from sim.recorded import read_recorded
 from sim.serving import replay

@@ -13,17 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.trace import check_requests
-from sim.workload import (
-    TRAFFIC_CLASSES,
-    TrafficClass,
-    arrival_times,
-    audio_tokens,
-    generate,
-    hourly_shape,
-    image_tokens,
-    read_trace,
-)
+from sim.arrivals import arrival_times, hourly_shape
+from sim.requests_frame import check_requests
+from sim.trace import read_trace
+from sim.traffic import TRAFFIC_CLASSES, TrafficClass, audio_tokens, image_tokens
+from sim.workload import generate
 
 HEADER = "arrived_s,prompt_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

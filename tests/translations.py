@@ -121,7 +121,7 @@ def _schema() -> Iterator[tuple[str, str]]:
 
 def _words() -> Iterator[tuple[str, str]]:
     from sim.ledger import Kind
-    from sim.study.outcomes import OUTCOMES
+    from sim.outcome_table import OUTCOMES
 
     yield from (("sim/study/outcomes.py", outcome.unit) for outcome in OUTCOMES.values() if outcome.unit)
     yield from (("sim/ledger.py", kind) for kind in get_args(Kind))

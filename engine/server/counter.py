@@ -15,9 +15,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from engine.errors import InputError
-from engine.metering import Meter, Usage
+from engine.metering import Meter, Served, Usage
 from engine.sampling import SamplingParams
-from engine.served import Served
 from engine.server.answers import firsts, usage_of
 from engine.server.door import Visit
 from engine.server.errors import ApiError, bad

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from engine.batch import Step
 from engine.errors import InputError
 from engine.llm import LLM
 from engine.request import RequestOutput
 from engine.sampling import SamplingParams
-from engine.scheduler import Step
 from engine.server.metrics import Metrics
 
 _RATE_WINDOW = 64  # finished samples that the rate of finishing is taken from

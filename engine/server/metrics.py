@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from engine.batch import Step
 from engine.request import RequestOutput
 from engine.sampling import SamplingParams
-from engine.scheduler import Step
 
 if TYPE_CHECKING:
     from engine.llm import LLM

@@ -21,8 +21,7 @@ import uvicorn
 from engine.api_keys import ApiKeys
 from engine.errors import InputError
 from engine.llm import LLM
-from engine.metering import Meter, TokenPrices
-from engine.served import Served
+from engine.metering import Meter, Served, TokenPrices
 from engine.server.app import make_app
 from engine.server.counter import Counter
 from engine.server.door import Door

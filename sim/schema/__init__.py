@@ -5,14 +5,21 @@ from __future__ import annotations
 from pydantic import Field
 
 from sim.schema.base import BESIROGLU, NEBIUS, Section, fraction, option, quantity
-from sim.schema.capital import Equipment, FundingRound, Lease, Loan, Taxes
-from sim.schema.data import Data, DataSource
+from sim.schema.data import Data, DataSource, Loop
 from sim.schema.deployment import Deployment
-from sim.schema.finance import Finance
-from sim.schema.loop import Loop
-from sim.schema.market import CacheDiscount, Competitor, Market, Segment, Terms
-from sim.schema.people import Location, Role
-from sim.schema.plan import Contract, FineTuning, Plan, Seats, Trial
+from sim.schema.finance import Equipment, Finance, FundingRound, Lease, Loan, Location, Role, Taxes
+from sim.schema.market import (
+    CacheDiscount,
+    Competitor,
+    Contract,
+    FineTuning,
+    Market,
+    Plan,
+    Seats,
+    Segment,
+    Terms,
+    Trial,
+)
 from sim.schema.training import Training
 from sim.schema.uncertainty import Correlation, Uncertainty
 

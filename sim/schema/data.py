@@ -191,3 +191,11 @@ class Data(Section):
         None, "section", "text written by the company's own fleet; null: none"
     )
     storage: Storage | None = option(None, "section", "keeping the text; null: not counted")
+
+
+class Loop(Section):
+    """Usage → consented text → better model → customers → usage."""
+
+    cut: bool = option(
+        False, "yes or no", "nothing that users send is trained on: run with and without to see its worth"
+    )

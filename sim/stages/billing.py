@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.ledger import MICRO_PER_USD, micro, whole_micro
-from sim.schema.market import MAIN_SEGMENT
+from sim.parties import payers
 from sim.stages import contracts
 from sim.stages.payments import buy, collect, terms_of
 from sim.stages.plans import (
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from sim.stages.competition import Offer
     from sim.stages.segments import Customers
     from sim.world import World
-
-
-def payers(segment: str) -> str:
-    """The ledger's name for the customers of a segment together."""
-    return "customers" if segment == MAIN_SEGMENT else f"customers, {segment}"
 
 
 def invoice_ahead(world: World, customers: Customers, book: PlanBook) -> None:

@@ -14,10 +14,9 @@ from simpy.events import ProcessGenerator
 
 from sim.ledger import HOURS_PER_MONTH
 from sim.stages.payments import buy
-from sim.stages.spare_fleet import use_idle
 from sim.stages.training_phases import Phase
 from sim.training_run import RealisedRun, RunPlan, plan_run, realised
-from sim.world import CLOSING_HOUR, SERVING_HOUR, World
+from sim.world import CLOSING_HOUR, SERVING_HOUR, World, use_idle
 
 _SMALLEST_STEP_H = 1e-6  # keeps rounding at the end of a month from opening slices without length
 

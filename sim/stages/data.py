@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from simpy.events import ProcessGenerator
 
+from sim.plans import plans_of
+from sim.pool import FEEDBACK, INITIAL, LABELS
 from sim.schema.data import Labelling
 from sim.stages import labelling, legal, synthetic
 from sim.stages.data_sources import arrival, processing_cpu_h, teaches
 from sim.stages.payments import buy
-from sim.stages.plans import plans_of
 from sim.world import CLOSING_HOUR, OPENING_HOUR, World
 
 _TOKENS_PER_MTOK = 1e6
 _BYTES_PER_TB = 1e12
-INITIAL, FEEDBACK, LABELS = "(initial)", "(feedback)", "(labels)"  # holdings that no source brought
 
 
 def run(world: World) -> ProcessGenerator:

@@ -3,7 +3,7 @@
 Models the platform team. The 168 hours of a week stand for the month (730/168 = 4.345 weeks); each region's fleet
 follows its own clock (`fleet_week`). Reserved replicas are paid always at a discount, the rest by the hour, part of it
 spot. At each renewal the fleet may move to new machines (`hardware_generations`). Outages, roll-backs and shortages
-come by chance or by the scenario (`outages`, `canary`, `sim.scarcity`).
+come by chance or by the scenario (`outages`, `canary`, `sim.stages.hardware_generations`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 from simpy.events import ProcessGenerator
 
 from sim.ledger import HOURS_PER_MONTH
-from sim.scarcity import scarce_months
-from sim.schema.deployment_parts import MOST_REGIONS, Region
+from sim.schema.deployment import MOST_REGIONS, Region
 from sim.stages import canary, outages
 from sim.stages.fleet_week import HOURS_PER_WEEK, SpotMarket, Week, serve_week, together
-from sim.stages.hardware_generations import Machine, best, machines
+from sim.stages.hardware_generations import Machine, best, machines, scarce_months
 from sim.stages.outages import OutageMonth
 from sim.stages.payments import buy
 from sim.world import CLOSING_HOUR, SERVING_HOUR, FloatArray, Service, World

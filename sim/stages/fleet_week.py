@@ -21,7 +21,7 @@ from sim.world import FloatArray
 if TYPE_CHECKING:
     from sim.capacity import CapacitySurface
     from sim.schema import Deployment
-    from sim.schema.deployment_parts import Spot
+    from sim.schema.deployment import Spot
 
 HOURS_PER_WEEK = 168
 OVERLOAD = 0.95  # of the saturation rate: beyond it a queue only grows, so the front door refuses requests

@@ -20,25 +20,13 @@ from sim.ledger import MICRO_PER_USD, micro
 from sim.metrics import runway_months
 from sim.randomness import substream
 from sim.stages.payments import pay
-from sim.world import BOOKS_HOUR
+from sim.world import BOOKS_HOUR, ClosedRound
 
 if TYPE_CHECKING:
     from sim.schema import FundingRound, Loan
     from sim.world import World
 
 _FINANCING = ("paid_in_capital", "debt")
-
-
-@dataclass(frozen=True)
-class ClosedRound:
-    """Shares sold: month, USD, and the fractions of the company that investors and staff got."""
-
-    name: str
-    month: int
-    amount_usd: float
-    pre_money_usd: float
-    investor_share: float
-    staff_share: float
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""Which machine the fleet runs on: new ones come to market with a price and a speed.
+"""The market for machines: new ones with a price and a speed, and months in which they are short.
 
 At each renewal of the reservations the company takes the machine with the lowest price per request, and stays with
 it until the next renewal. A machine that is `s` times as fast runs every step in 1/s of the time: it carries s times
 the rate at 1/s of the latency (the capacity at an unchanged objective is then a little underrated). Prices fall by the
 scenario's yearly rate from a machine's first month on.
+
+A shortage is stated (it begins in a given month) or drawn, as a Poisson process whose events last the same time and
+may overlap.
 """
 
 from __future__ import annotations
@@ -11,10 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.randomness import poisson
+from sim.schema.deployment import Shortage
 from sim.world import World
 
 if TYPE_CHECKING:
     from sim.capacity import CapacitySurface
+
 
 _RATES = ("rate_rps", "output_tokens_per_s")
 _TIMES = ("ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "tpot_p95_s", "e2e_p95_s")
@@ -77,3 +86,18 @@ def faster(surface: CapacitySurface, speed: float) -> CapacitySurface:
         saturation_rps=surface.saturation_rps * speed,
         table=table,
     )
+
+
+def scarce_months(shortage: Shortage, random: np.random.Generator, months: int) -> NDArray[np.float64]:
+    """1 in months of a shortage, else 0; shape [months]. Draws one uniform per month."""
+    scarce = np.zeros(months)
+    starts = [
+        month
+        for month, uniform in enumerate(random.random(months).tolist())
+        if poisson(uniform, shortage.events_per_year / 12) > 0
+    ]
+    if shortage.start_month is not None:
+        starts.append(shortage.start_month)
+    for start in starts:
+        scarce[start : start + shortage.duration_months] = 1.0
+    return scarce

@@ -11,11 +11,11 @@ from __future__ import annotations
 from simpy.events import ProcessGenerator
 
 from sim.ledger import SECONDS_PER_MONTH
-from sim.schema.market import MAIN_SEGMENT
+from sim.parties import advertisers
+from sim.plans import is_paying, segments_of
 from sim.stages import billing, contracts, segments
 from sim.stages.competition import Offer, elsewhere
 from sim.stages.payments import buy
-from sim.stages.plans import is_paying, segments_of
 from sim.stages.segments import Customers
 from sim.world import CLOSING_HOUR, OPENING_HOUR, World
 
@@ -39,11 +39,6 @@ def run(world: World) -> ProcessGenerator:
         scale = _served_share(world, month)
         for customers, offer in zip(everybody, offers, strict=True):
             _close(world, customers, month, offer, scale)
-
-
-def advertisers(segment: str) -> str:
-    """The ledger's name for those who are paid to market to a segment."""
-    return "advertising" if segment == MAIN_SEGMENT else f"advertising, {segment}"
 
 
 def _open(world: World, customers: Customers, month: int, offer: Offer) -> float:

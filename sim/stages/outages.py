@@ -15,7 +15,7 @@ import numpy as np
 
 from sim.ledger import HOURS_PER_MONTH
 from sim.randomness import poisson
-from sim.schema.deployment_parts import Outages
+from sim.schema.deployment import Outages
 from sim.stages.fleet_week import HOURS_PER_WEEK, Week
 from sim.world import FloatArray
 

@@ -9,30 +9,19 @@ Every bill and invoice is remembered as an open item, so that ageing tables tie 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from simpy.events import ProcessGenerator
 
 from sim.ledger import micro
 from sim.schema.market import Terms
+from sim.world import OpenItem
 
 if TYPE_CHECKING:
     from sim.schema import Finance
     from sim.world import World
 
 _HOURS_PER_DAY = 24
-
-
-@dataclass(frozen=True)
-class OpenItem:
-    """A bill to pay or an invoice to collect; hours since the start, amount in micro-dollars."""
-
-    account: Literal["payable", "receivable"]
-    booked_h: float
-    due_h: float
-    settled_h: float  # paid, or written off
-    amount_micro: int
 
 
 def buy(world: World, account: str, usd: float, memo: str, supplier: str) -> None:

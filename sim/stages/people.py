@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.ledger import micro
+from sim.plans import segments_of
 from sim.stages.payments import buy, pay
-from sim.stages.plans import FloatArray, segments_of
+from sim.stages.plans import FloatArray
 
 if TYPE_CHECKING:
     from sim.schema import Role

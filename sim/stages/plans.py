@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.schema.market import MAIN_SEGMENT
+from sim.parties import party
 from sim.stages.competition import elsewhere, price_effect
 
 if TYPE_CHECKING:
-    from sim.schema import Market, Plan, Segment
+    from sim.schema import Plan, Segment
 
 Cohorts = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -37,36 +37,6 @@ class PlanBook:
     joined: int = 0  # new this month, without trials
     requests: FloatArray = field(default_factory=lambda: np.zeros(0))  # asked this month, by cohort
     trial_requests: float = 0.0
-
-
-def segments_of(market: Market) -> dict[str, Segment]:
-    """All segments by name; the one that the keys of `market` describe comes first when it has plans."""
-    own: dict[str, Segment] = {MAIN_SEGMENT: market} if market.plans else {}
-    return own | market.segments
-
-
-def plan_key(segment: str, plan: str) -> str:
-    """The name of a plan in ledger and tables; plans of the main segment keep their bare name."""
-    return plan if segment == MAIN_SEGMENT else f"{segment}/{plan}"
-
-
-def plans_of(market: Market) -> dict[str, Plan]:
-    """All plans of all segments by their `plan_key`."""
-    return {
-        plan_key(segment, name): plan
-        for segment, settings in segments_of(market).items()
-        for name, plan in settings.plans.items()
-    }
-
-
-def is_paying(plan: Plan) -> bool:
-    """Whether customers of the plan pay anything that recurs."""
-    return plan.monthly_fee_usd > 0 or plan.pays_per_token or _shares_sales(plan) or _minimum(plan) > 0
-
-
-def party(plan: str, cohort: int) -> str:
-    """The name under which the ledger knows the customers of a plan who joined in one month."""
-    return f"{plan}/{cohort:03d}"
 
 
 def open_book(key: str, plan: Plan, months: int) -> PlanBook:
@@ -142,11 +112,3 @@ def _usd_per_million_requests(segment: Segment, prompt_tokens: float, output_tok
         prompt_price(segment, cached_share) * prompt_tokens
         + segment.price_usd_per_mtok_output * output_tokens
     )
-
-
-def _shares_sales(plan: Plan) -> bool:
-    return plan.share_of_customer_sales * plan.customer_sales_usd_per_month > 0
-
-
-def _minimum(plan: Plan) -> float:
-    return plan.contract.minimum_usd_per_month if plan.contract is not None else 0.0

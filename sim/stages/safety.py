@@ -12,7 +12,7 @@ import math
 from simpy.events import ProcessGenerator
 
 from sim.randomness import poisson
-from sim.schema.training_parts import Safety
+from sim.schema.training import Safety
 from sim.stages.payments import buy
 from sim.world import CLOSING_HOUR, World
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim.plans import is_paying, plan_key
 from sim.randomness import binomial, poisson, substream
 from sim.schema.market import MAIN_SEGMENT
 from sim.stages import contracts
@@ -25,16 +26,7 @@ from sim.stages.competition import (
     quality_effect,
     reference_fee,
 )
-from sim.stages.plans import (
-    Cohorts,
-    PlanBook,
-    blended_price,
-    is_paying,
-    open_book,
-    plan_key,
-    price_factor,
-    requests_asked,
-)
+from sim.stages.plans import Cohorts, PlanBook, blended_price, open_book, price_factor, requests_asked
 
 if TYPE_CHECKING:
     from sim.schema import Segment

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from sim.schema.data import Synthetic
 from sim.stages.payments import buy
-from sim.stages.spare_fleet import use_idle
-from sim.world import World
+from sim.world import World, use_idle
 
 SOURCE = "(synthetic)"  # its holding in the pool
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from simpy.events import ProcessGenerator
 
 from sim.ledger import HOURS_PER_MONTH
+from sim.pool import LABELS
 from sim.stages import cluster, safety
-from sim.stages.data import LABELS
 from sim.stages.learning import (
     expected_loss,
     felt_gain,

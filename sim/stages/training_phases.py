@@ -15,7 +15,7 @@ from engine.scaling import FORWARD_FLOP, training_flop
 
 if TYPE_CHECKING:
     from sim.schema import Training
-    from sim.schema.training_parts import Reinforcement
+    from sim.schema.training import Reinforcement
 
 KINDS = ("pretraining", "continued", "fine-tuning", "generation", "reinforcement")
 _RATERS = 2  # reward model and reference model

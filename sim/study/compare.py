@@ -11,11 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from sim.outcome_table import OUTCOMES
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.differences import differences, overrides_between, plain
 from sim.study.estimates import half_width
 from sim.study.expressions import Measure
-from sim.study.outcomes import OUTCOMES
 
 if TYPE_CHECKING:
     from sim.scenario import Scenario

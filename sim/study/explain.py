@@ -17,11 +17,11 @@ import pandas as pd
 
 from engine.errors import InputError
 from sim.ledger import MICRO_PER_USD, PROFIT_KINDS
+from sim.outcome_table import OUTCOMES
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.differences import Difference, differences, grouped, hybrid
 from sim.study.estimates import standard_error
 from sim.study.expressions import Measure, require_outcomes
-from sim.study.outcomes import OUTCOMES
 from sim.study.shapley import Coalition, coalitions, contributions, drawn_orders, shapley
 from sim.study.waterfall import Term, waterfall
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from sim.outcome_table import OUTCOMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,8 +222,6 @@ def require_outcomes(measures: Iterable[Measure]) -> None:
     Raises:
         InputError: names the nearest outcome.
     """
-    from sim.study.outcomes import OUTCOMES
-
     for measure in measures:
         if measure.outcome not in OUTCOMES:
             raise InputError(_unknown(measure.outcome, list(OUTCOMES)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim import human
 from sim.language import mark, tr
-from sim.study.outcomes import OUTCOMES, shown
+from sim.outcome_table import OUTCOMES, shown
 
 if TYPE_CHECKING:
     from sim.study.sensitivity import Sensitivity

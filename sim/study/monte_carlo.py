@@ -27,9 +27,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from sim.outcome_table import OUTCOMES
 from sim.study.estimates import estimate, half_width, wilson
 from sim.study.expressions import Condition, Measure, parse_condition, parse_measure, require_outcomes
-from sim.study.outcomes import OUTCOMES
 from sim.study.runs import Point, run_points
 from sim.study.sampling import Sampling, draw
 from sim.study.workers import place
@@ -92,7 +92,7 @@ class MonteCarlo:
     failed: int
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the single runs, for `sim.report.json_ready`."""
+        """Everything but the single runs, for `sim.serialise.json_ready`."""
         return {
             **{name: value for name, value in vars(self).items() if name != "runs"},
             "runs": len(self.runs),

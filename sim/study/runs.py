@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
-from sim.study.outcomes import OUTCOMES
+from sim.outcome_table import OUTCOMES
 from sim.study.run_folder import RunFolder
 from sim.study.worker import Row
 from sim.study.workers import Place, place

@@ -66,7 +66,7 @@ def draw(
     names = sorted(uncertain)
     drawn = correlate(
         shares(names, runs, sampling=sampling, seed=seed, batch=batch, keys=keys),
-        normal_correlation(names, pairs(scenario)),
+        normal_correlation(names, pairs(scenario.uncertainty, scenario.uncertain)),
     )
     values = {}
     for name, column in zip(names, drawn.T, strict=True):

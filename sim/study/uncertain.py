@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -16,7 +16,7 @@ from sim.study.distributions import Distribution, is_distribution, parse_distrib
 from sim.study.expressions import parse_condition, require_outcomes
 
 if TYPE_CHECKING:
-    from sim.scenario import Scenario
+    from sim.schema import ScenarioFields, Uncertainty
 
 Problem = tuple[str, str]  # dotted key, what is wrong
 
@@ -78,27 +78,29 @@ def range_problem(distribution: Distribution, checked_with: Callable[[float], ob
     return None
 
 
-def uncertainty_problem(scenario: Scenario) -> Problem | None:
-    """(key, what is wrong) of the first mistake in the section `uncertainty`, None when there is none."""
-    return next(_problems(scenario), None)
+def uncertainty_problem(fields: ScenarioFields, uncertain: Mapping[str, Distribution]) -> Problem | None:
+    """(key, what is wrong) of the first mistake in the section `uncertainty`, None when there is none.
+
+    `uncertain`: the distribution of each key that has one.
+    """
+    return next(_problems(fields, uncertain), None)
 
 
-def pairs(scenario: Scenario) -> list[Pair]:
+def pairs(section: Uncertainty, uncertain: Container[str]) -> list[Pair]:
     """(key, key, rank correlation) of all uncertain assumptions that move together."""
-    uncertain = scenario.uncertain
     return [
         (entry.between[0], entry.between[1], entry.rank)
-        for entry in scenario.uncertainty.correlations
+        for entry in section.correlations
         if all(key in uncertain for key in entry.between)
     ]
 
 
-def _problems(scenario: Scenario) -> Iterator[Problem]:
+def _problems(fields: ScenarioFields, uncertain: Mapping[str, Distribution]) -> Iterator[Problem]:
     where = "uncertainty.correlations"
     # A key with a single value is no mistake: a study may have fixed it.
-    known = {key for key, _, _ in leaves(scenario)}
+    known = {key for key, _, _ in leaves(fields)}
     seen: set[frozenset[str]] = set()
-    for entry in scenario.uncertainty.correlations:
+    for entry in fields.uncertainty.correlations:
         one, other = entry.between
         for key in (one, other):
             if key not in known:
@@ -110,10 +112,10 @@ def _problems(scenario: Scenario) -> Iterator[Problem]:
             yield where, f"found {one!r} and {other!r} twice, allowed: each pair once"
         seen.add(frozenset((one, other)))
     try:
-        normal_correlation(list(scenario.uncertain), pairs(scenario))
+        normal_correlation(list(uncertain), pairs(fields.uncertainty, uncertain))
     except InputError as error:
         yield where, str(error)
-    for outcome, relation in scenario.uncertainty.targets.items():
+    for outcome, relation in fields.uncertainty.targets.items():
         try:
             target = parse_condition(f"{outcome.removeprefix('out.')} {relation}")
             require_outcomes([target.measure])

@@ -82,7 +82,8 @@ class Worker:
         return found
 
     def _surface(self, scenario: Scenario, profile: Profile) -> CapacitySurface:
-        from sim.capacity import Objective, capacity_surface
+        from sim.capacity import capacity_surface
+        from sim.goals import Objective
 
         deployment, traffic = scenario.deployment, scenario.market.traffic
         objective = Objective(ttft_p95_s=deployment.ttft_p95_s, tpot_p95_s=deployment.tpot_p95_s)

@@ -186,7 +186,7 @@ def measured(found: Actuals) -> None:
             icon=":material/download:", on_click="ignore", key="calibrated_yaml",
             help=tr("Starts in the month after; import it on the page Scenario."),
         )  # fmt: skip
-        from sim.report import table_csv
+        from sim.serialise import table_csv
 
         st.download_button(
             tr("Variances by month"), table_csv(variance_table(found)), "variance.csv", "text/csv",

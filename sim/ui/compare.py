@@ -11,6 +11,7 @@ from engine.errors import InputError
 from sim import human
 from sim.figures_compare import COLUMNS, difference, meanings, side_by_side, signed, sum_in_words
 from sim.language import mark, tr
+from sim.outcome_table import OUTCOMES, shown
 from sim.scenario import Scenario
 from sim.study.compare import Comparison, compare
 from sim.study.differences import ABSENT, differences, grouped
@@ -21,7 +22,6 @@ from sim.study.explain import (
     explain_by_account,
     explain_by_assumption,
 )
-from sim.study.outcomes import OUTCOMES, shown
 from sim.ui import controls, link, parts, scenarios
 from sim.ui.jobs import Tell
 from sim.ui.studies import dropdown, studied, study, with_seed

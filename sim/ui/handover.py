@@ -11,15 +11,12 @@ import streamlit as st
 from sim.engine_words import profile_row
 from sim.language import LANGUAGES, language, mark, tr
 from sim.provenance import provenance_rows
-from sim.report import (
-    SECTIONS,
-    report_html,
-    report_pdf,
-    report_xlsx,
-    result_json,
-    result_tables,
-    table_csv,
-)
+from sim.report import result_json, result_tables
+from sim.report_content import SECTIONS
+from sim.report_html import report_html
+from sim.report_pdf import report_pdf
+from sim.report_xlsx import report_xlsx
+from sim.serialise import table_csv
 from sim.ui import controls, parts
 from sim.ui.jobs import Tell, bench
 

@@ -15,7 +15,7 @@ import streamlit as st
 from engine.errors import InputError
 from sim import human
 from sim.engine_words import doing_in_words
-from sim.figures import all_figures
+from sim.figures_catalogue import all_figures
 from sim.language import LANGUAGES, language, set_language, tr
 from sim.theme import Theme, without_title
 from sim.ui.chart_data import chart_data
@@ -78,7 +78,7 @@ def let_paint() -> None:
 
 
 def figures(result: Result, *names: str) -> None:
-    """Figures as cards, two in a row where there is room; names are those of `sim.figures.all_figures`."""
+    """Figures as cards, two in a row where there is room; names are those of `sim.figures_catalogue.all_figures`."""
     with st.grid(2 if len(names) > 1 else 1, min_column_width=340, gap="small"):
         for name in names:
             figure(result, name)
@@ -202,7 +202,7 @@ def plain(text: str) -> str:
 
 
 def _csv(table: pd.DataFrame) -> bytes:
-    from sim.report import table_csv
+    from sim.serialise import table_csv
 
     return table_csv(table).encode("utf-8-sig")  # the mark tells a spreadsheet that it is UTF-8
 

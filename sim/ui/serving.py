@@ -12,9 +12,9 @@ from sim.fleet_config import ROUTERS
 from sim.goals import Objective
 from sim.language import mark, tr
 from sim.serving_lab import BatchWatch, Trial, try_load, watch_batch
+from sim.traffic import TRAFFIC_CLASSES
 from sim.ui import controls, link, parts, serving_hardware
 from sim.ui.jobs import Tell, bench
-from sim.workload import TRAFFIC_CLASSES
 
 _PATIENCE_S = 1.0  # most replays take less: no progress bar flashes up
 SECTIONS = {

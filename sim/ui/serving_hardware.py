@@ -20,9 +20,9 @@ from sim.goals import Objective, goal_of
 from sim.language import mark, tr
 from sim.offered_load import traffic_load
 from sim.serving_lab import HardwareComparison, compare_hardware
+from sim.traffic import TRAFFIC_CLASSES
 from sim.ui import parts
 from sim.ui.jobs import Tell, bench
-from sim.workload import TRAFFIC_CLASSES
 
 _PRICED = tuple(row.name for row in CATALOG if row.price_usd_per_hour is not None and row.peak_bf16_flops)
 _OURS = "ours"

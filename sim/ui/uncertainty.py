@@ -13,11 +13,11 @@ from sim import human
 from sim.figures_compare import meanings
 from sim.figures_study import fan, indices, row_of, ruin, spread, tornado
 from sim.language import mark, tr
+from sim.outcome_table import MAIN_OUTCOMES, OUTCOMES, shown
 from sim.scenario import Scenario
 from sim.study.in_words import in_words, quantity
 from sim.study.levers import key_facts
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
-from sim.study.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
 from sim.study.sampling import Sampling
 from sim.study.sensitivity import Method, Sensitivity, sensitivity
 from sim.ui import controls, link, parts

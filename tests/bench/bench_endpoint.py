@@ -26,8 +26,9 @@ from engine.errors import InputError
 from engine.openai_client import Endpoint
 from engine.profile import Measurement, Profile
 from engine.profiler import fit_and_judge
-from sim.capacity import Objective, capacity_surface
+from sim.capacity import capacity_surface
 from sim.cli_endpoint import checked_with_backlog
+from sim.goals import Objective
 
 TRAFFIC = {"chat": 1.0}
 

@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from engine import LLM, SamplingParams
+from engine.batch import BatchChunk
 from engine.model import load_model
 from engine.profiler import fill_cache, measure_peaks, time_step
-from engine.runner import BatchChunk
 
 REQUESTS, OUTPUT_TOKENS = 64, 64
 STATIC_BATCHES = (1, 8, 32)

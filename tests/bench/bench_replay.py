@@ -21,10 +21,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from engine.profile import Profile, RooflineStepTime
-from engine.scheduler import SchedulerConfig
+from engine.batch import SchedulerConfig
+from engine.profile import Profile
+from engine.step_time import RooflineStepTime
 from sim.paths import resolve_profile
-from sim.serving import littles_law_error, replay_with_stats, summary
+from sim.serving import replay_with_stats
+from sim.serving_metrics import littles_law_error, summary
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEER_S, PEER_REQUESTS = 5.95, 2000
@@ -125,7 +127,8 @@ def _real_trace() -> None:
 
 
 def _surface() -> None:
-    from sim.capacity import Objective, capacity_surface
+    from sim.capacity import capacity_surface
+    from sim.goals import Objective
 
     profile = Profile.load(resolve_profile("smollm2-135m"))
     objective = Objective(ttft_p95_s=10.0, tpot_p95_s=0.5)
