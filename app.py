@@ -15,16 +15,16 @@ def main() -> None:
     """Draw the frame, then the page that the visitor is on."""
     import streamlit as st
 
-    from sim.language import tr
-    from sim.ui import controls
+    from sim.i18n.translate import tr
+    from sim.ui import sidebar
 
     st.set_page_config(page_title=tr("Model flywheel"), page_icon=ICON, layout="wide")
     with st.sidebar:
         levers = st.container()  # stands above the language, which is to be known first
-        controls.language_switch()
+        sidebar.language_switch()
 
     def page(file: str, title: str, icon: str, help: str, url: str | None = None) -> st.Page:
-        path = Path(__file__).parent / "sim" / "ui" / f"{file}.py"
+        path = Path(__file__).parent / "sim" / "ui" / "pages" / f"{file}.py"
         first = file == "overview"
         return st.Page(path, title=title, icon=icon, help=help, url_path=url or file, default=first)
 
@@ -74,11 +74,10 @@ def main() -> None:
                     ),
                 ),
                 page(
-                    "engine_page",
+                    "engine",
                     tr("Engine"),
                     ":material/memory:",
                     tr("The real model: measure this machine, ask it, look inside."),
-                    "engine",
                 ),
                 page(
                     "training_lab",
@@ -107,17 +106,18 @@ def main() -> None:
                     tr("What was planned, what happened, and what that means for the months to come."),
                 ),
                 page(
-                    "handover",
+                    "report",
                     tr("Report"),
                     ":material/description:",
                     tr("Send the run: report as HTML or PDF, workbook, and the data behind it."),
+                    "handover",
                 ),
             ],
         },
         expanded=True,
     )
     with levers:
-        controls.sidebar()
+        sidebar.sidebar()
     shown.run()
 
 

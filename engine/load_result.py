@@ -64,8 +64,8 @@ class LoadResult:
     `requests`: a row per request that ended, in the order of arrival: request_id, arrived_s (as intended), sent_s,
     scheduled_s (NaN: not seen from outside), first_token_s, finished_s (last token), prompt_tokens, output_tokens,
     pieces, itl_max_s, cached_tokens (0 if the server doesn't say), preemptions (0: not seen), replica (0), status and
-    error. Seconds since the start; NaN: never came. `sim.serving_metrics.latencies` and `meets`, and
-    `sim.validation.measures`, read it as they read a replay.
+    error. Seconds since the start; NaN: never came. `sim.serving.metrics.latencies` and `meets`, and
+    `sim.validation.compare.measures`, read it as they read a replay.
     """
 
     requests: pd.DataFrame

@@ -9,10 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sim.company import Result, simulate
-    from sim.scenario import Scenario
+    from sim.company.simulate import Result, simulate
+    from sim.scenario.scenario import Scenario
 
-_HOMES = {"Scenario": "sim.scenario", "simulate": "sim.company", "Result": "sim.company"}
+_HOMES = {
+    "Scenario": "sim.scenario.scenario",
+    "simulate": "sim.company.simulate",
+    "Result": "sim.company.simulate",
+}
 
 __all__ = ["Result", "Scenario", "simulate"]
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from sim import paths
+from sim.utils import paths
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core each: more threads than cores are many times slower
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -12,9 +12,9 @@ from test_market import STILL
 
 from engine.api_keys import ApiKeys
 from engine.usage_database import KEYS, REQUESTS, month_bounds_s, open_database
-from sim.monthly import month_labels
-from sim.scenario import Scenario
-from sim.traffic import TRAFFIC_CLASSES, lognormal_sigma
+from sim.company.monthly_table import month_labels
+from sim.scenario.scenario import Scenario
+from sim.workload.traffic_classes import TRAFFIC_CLASSES, lognormal_sigma
 
 START = "2026-01"
 NOW_S = month_bounds_s("2027-06")[0]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
-from sim.ui import parts
+from sim.ui import components
 
-parts.PAINT_S = 0.0  # no browser here
+components.PAINT_S = 0.0  # no browser here
 APP = Path(__file__).parents[1] / "app.py"
 
 

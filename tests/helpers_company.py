@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sim.capacity import CapacitySurface
+from sim.capacity.surface import CapacitySurface
 
 PROMPT_TOKENS = 1155.0
 OUTPUT_TOKENS = 211.0

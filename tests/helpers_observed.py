@@ -10,7 +10,7 @@ import pandas as pd
 from engine.batch import Request, SchedulerConfig
 from engine.scheduler import Scheduler
 from engine.step_time import StepTimeModel
-from sim.observe import Observation
+from sim.validation.observe import Observation
 
 
 def drawn_requests(count: int, rate_rps: float, seed: int = 0) -> pd.DataFrame:

@@ -8,8 +8,8 @@ from helpers_company import closed_form_surface
 from helpers_profile import synthetic_profile
 
 from engine.profile import Profile
-from sim.company import Result, simulate
-from sim.scenario import Scenario
+from sim.company.simulate import Result, simulate
+from sim.scenario.scenario import Scenario
 
 QUIET: dict[str, Any] = {
     "horizon_months": 6,

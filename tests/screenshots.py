@@ -16,7 +16,7 @@ from helpers_browser import DESK, PHONE, ROOT, app_running, browser_running, set
 from PIL import Image
 
 from sim import Scenario, simulate
-from sim.report import write_outputs
+from sim.outputs import write_outputs
 
 PICTURES = ROOT / ".github" / "pictures"
 LARGEST_BYTES = 300_000

@@ -19,21 +19,21 @@ from typer.testing import CliRunner
 
 from engine.errors import InputError
 from engine.usage_database import KEYS, REQUESTS, month_bounds_s, open_database
-from sim import cli_actuals
-from sim.actuals import Actuals, plan_against_actual
-from sim.actuals_bank import bank_in
-from sim.actuals_calibration import CHURN, CONVERSION
-from sim.actuals_calibration import REQUESTS as ASKED
-from sim.actuals_estimates import rate, ratio, share
-from sim.actuals_files import write_actuals
-from sim.actuals_signups import SIGNUPS
-from sim.actuals_words import in_words
-from sim.charges import plans_of
-from sim.figures_actuals import SHOWN, measure_by_month, revenue_bridge, week_shape
-from sim.metrics import MRR_ACCOUNTS
-from sim.paths import scenarios_dir
-from sim.scenario import Scenario
-from sim.theme import Theme, palette
+from sim.accounting.saas_metrics import MRR_ACCOUNTS
+from sim.actuals.bank import bank_in
+from sim.actuals.calibration import CHURN, CONVERSION
+from sim.actuals.calibration import REQUESTS as ASKED
+from sim.actuals.compare import Actuals, plan_against_actual
+from sim.actuals.estimates import rate, ratio, share
+from sim.actuals.files import write_actuals
+from sim.actuals.signups import SIGNUPS
+from sim.actuals.wording import in_words
+from sim.billing.charges import plans_of
+from sim.cli import actuals
+from sim.figures.actuals import SHOWN, measure_by_month, revenue_bridge, week_shape
+from sim.figures.theme import Theme, palette
+from sim.scenario.scenario import Scenario
+from sim.utils.paths import scenarios_dir
 
 BANK = """date,amount_usd,category,counterparty,note
 2025-12-20,50000,opening_cash,bank,
@@ -343,7 +343,7 @@ def test_the_command(tmp_path: Path) -> None:
     plan_of(truth, horizon_months=6, deployment__model="smollm2-135m").save(tmp_path / "plan.yaml")
     (tmp_path / "bank.csv").write_text(BANK)
     app = typer.Typer()
-    app.command(epilog=cli_actuals.EPILOG)(cli_actuals.actuals)
+    app.command(epilog=actuals.EPILOG)(actuals.actuals)
     words = [
         "--database",
         url,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.actuals_bank import bank_in, read_bank, read_categories
+from sim.actuals.bank import bank_in, read_bank, read_categories
 
 HEAD = "date,amount_usd,category,counterparty,note\n"
 

@@ -6,14 +6,14 @@ import pytest
 from helpers_company import closed_form_surface
 from helpers_profile import synthetic_profile
 
-from sim.actuals_restart import moved_on
-from sim.company import Result, simulate
-from sim.paths import scenarios_dir
-from sim.plans import segments_of
-from sim.scenario import Scenario
-from sim.stages.competition import elsewhere
-from sim.stages.learning import first_version
-from sim.stages.people import headcounts
+from sim.actuals.rebase import moved_on
+from sim.company.simulate import Result, simulate
+from sim.scenario.plans import segments_of
+from sim.scenario.scenario import Scenario
+from sim.stages.finance.people import headcounts
+from sim.stages.market.competition import elsewhere
+from sim.stages.training.scaling_law import first_version
+from sim.utils.paths import scenarios_dir
 
 SHIPPED = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 QUICK = ("api_startup", "three_segments", "price_war")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.actuals_variance import Asked, Sold, revenue_variance, usage_variance
+from sim.actuals.variance import Asked, Sold, revenue_variance, usage_variance
 
 SOLD = st.builds(Sold, st.integers(-(10**12), 10**15), st.integers(0, 10**13))
 ASKED = st.builds(Asked, st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 10**13)).map(

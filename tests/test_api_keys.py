@@ -17,7 +17,7 @@ from engine import api_keys, usage_database
 from engine.api_keys import ApiKeys
 from engine.errors import InputError
 from engine.usage_database import UsageDatabaseError
-from sim import cli_bill
+from sim.cli import billing
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -176,7 +176,7 @@ def test_a_locked_database_is_told_in_one_line(tmp_path: Path, monkeypatch: pyte
 
 def run(*words: str) -> str:
     """What `flywheel keys WORDS` prints."""
-    result = CliRunner().invoke(cli_bill.app, list(words), catch_exceptions=False, standalone_mode=False)
+    result = CliRunner().invoke(billing.app, list(words), catch_exceptions=False, standalone_mode=False)
     if isinstance(result.exception, typer.Exit | InputError):
         raise result.exception
     assert result.exit_code == 0, result.output

@@ -11,12 +11,12 @@ import pytest
 from helpers_app import APP, drawn
 from streamlit.testing.v1 import AppTest
 
-from sim.language import speaking, tr
-from sim.scenario import Scenario
-from sim.scenario_help import leaves
-from sim.theme import PALETTES
-from sim.ui.controls import LEVERS
-from sim.ui.scenarios import shipped_names
+from sim.figures.theme import PALETTES
+from sim.i18n.translate import speaking, tr
+from sim.scenario.fields import leaves
+from sim.scenario.scenario import Scenario
+from sim.ui.scenario_store import shipped_names
+from sim.ui.sidebar import LEVERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +34,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
 
 @pytest.fixture
 def editor(app: AppTest) -> AppTest:
-    return drawn(app.switch_page("sim/ui/scenario.py"))
+    return drawn(app.switch_page("sim/ui/pages/scenario.py"))
 
 
 def opened(query: dict[str, str | list[str]], page: str | None = None) -> AppTest:
@@ -186,7 +186,7 @@ def test_a_link_to_an_unknown_scenario_is_said() -> None:
 def test_the_link_to_copy_opens_the_same_run(app: AppTest) -> None:
     app.number_input(key="price_out").set_value(0.6)
     press(app, "Run")
-    drawn(app.switch_page("sim/ui/scenario.py"))
+    drawn(app.switch_page("sim/ui/pages/scenario.py"))
     app.session_state["section"] = "training"
     drawn(app)
     type_in(app, "training.mfu", "0.33")
@@ -341,7 +341,7 @@ def test_what_the_run_rests_on_can_be_told_apart(editor: AppTest) -> None:
 
 
 def test_a_report_is_made_in_the_background_and_downloaded(app: AppTest) -> None:
-    drawn(app.switch_page("sim/ui/handover.py"))
+    drawn(app.switch_page("sim/ui/pages/report.py"))
     app.session_state["formats"] = ["html", "xlsx"]
     app.session_state["sections"] = ["summary", "provenance"]
     drawn(app)
@@ -354,7 +354,7 @@ def test_a_report_is_made_in_the_background_and_downloaded(app: AppTest) -> None
 
 
 def test_a_report_needs_a_format_and_a_section(app: AppTest) -> None:
-    drawn(app.switch_page("sim/ui/handover.py"))
+    drawn(app.switch_page("sim/ui/pages/report.py"))
     for key in ("formats", "sections"):
         app.session_state[key] = []
         drawn(app)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.arrivals import (
+from sim.workload.arrivals import (
     GammaRenewal,
     GapTable,
     MarkovModulated,

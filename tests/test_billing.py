@@ -25,13 +25,13 @@ from engine.api_keys import ApiKey, ApiKeys
 from engine.errors import InputError
 from engine.metering import STATUSES, Meter, Usage, Used, used_by_key
 from engine.usage_database import open_database
-from sim import cli_bill
-from sim.billing import Bill, Invoice, bill, bill_usage
-from sim.charges import token_prices
-from sim.invoice_files import invoice_pdf, invoices_csv, usd, write_bill
-from sim.language import speaking
-from sim.paths import scenarios_dir
-from sim.scenario import Scenario
+from sim.billing.charges import token_prices
+from sim.billing.invoice_files import invoice_pdf, invoices_csv, usd, write_bill
+from sim.billing.invoices import Bill, Invoice, bill, bill_usage
+from sim.cli import billing
+from sim.i18n.translate import speaking
+from sim.scenario.scenario import Scenario
+from sim.utils.paths import scenarios_dir
 
 MICRO = Decimal("0.000001")
 
@@ -555,7 +555,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, words: list[str], found
 def command(*words: str) -> str:
     """What `flywheel bill WORDS` prints."""
     app = typer.Typer()
-    app.command()(cli_bill.bill)
+    app.command()(billing.bill)
     result = CliRunner().invoke(app, list(words), catch_exceptions=False, standalone_mode=False)
     assert result.exit_code == 0, result.output
     return result.stdout

@@ -11,8 +11,8 @@ from helpers_browser import CHROMIUM, DESK, PHONE, Watched, app_running, browser
 from helpers_company import closed_form_surface
 
 from sim import Scenario, simulate
-from sim.figures_catalogue import all_figures
-from sim.report import write_outputs
+from sim.figures.catalogue import all_figures
+from sim.outputs import write_outputs
 
 LOOKS = [pytest.param(DESK, "light", id="desk-light"), pytest.param(PHONE, "dark", id="phone-dark")]
 

@@ -13,11 +13,11 @@ from helpers_profile import synthetic_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.posterior import coefficients, posterior_of, uncertainty_from, with_coefficients
 from engine.profile import Profile
 from engine.step_time import RooflineStepTime, Uncertainty, basis
-from sim.calibration import calibrate_on_steps, interval_rows
-from sim.calibration_requests import calibrate_on_requests
+from sim.validation.calibrate_requests import calibrate_on_requests
+from sim.validation.calibrate_steps import calibrate_on_steps, interval_rows
+from sim.validation.posterior import coefficients, posterior_of, uncertainty_from, with_coefficients
 
 SEEN_STEPS = (
     ([], [200]), ([], [200] * 3), ([], [200] * 8), ([(100, 0)], [200] * 4), ([(300, 0)], [200] * 4),

@@ -15,17 +15,17 @@ from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile import Profile
 from engine.step_time import RooflineStepTime
-from sim import capacity
-from sim.arrivals import MarkovModulated
-from sim.capacity import CapacitySurface, capacity_surface, fleet_capacity, replica_fleet
-from sim.fleet_config import Fleet, ReplicaKind
-from sim.goals import Limit, MetShare, Objective, goal_of
-from sim.offered_load import OfferedLoad, conversation_load, fitted_load, trace_load, traffic_load
-from sim.serving import replay_with_stats
-from sim.serving_metrics import summary
-from sim.trace_fit import fit
-from sim.traffic import TrafficClass
-from sim.workload import generate
+from sim.capacity import surface as capacity
+from sim.capacity.goals import Limit, MetShare, Objective, goal_of
+from sim.capacity.offered_load import OfferedLoad, conversation_load, fitted_load, trace_load, traffic_load
+from sim.capacity.surface import CapacitySurface, capacity_surface, fleet_capacity, replica_fleet
+from sim.serving.fleet_config import Fleet, ReplicaKind
+from sim.serving.metrics import summary
+from sim.serving.replay import replay_with_stats
+from sim.traces.fit import fit
+from sim.workload.arrivals import MarkovModulated
+from sim.workload.generate import generate
+from sim.workload.traffic_classes import TrafficClass
 
 PROFILE = synthetic_profile()
 OBJECTIVE = Objective(ttft_p95_s=10.0, tpot_p95_s=0.5)

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from sim import Scenario, simulate
-from sim.figures_band import cash_with_ruin
-from sim.figures_catalogue import all_figures
+from sim.figures.cash_band import cash_with_ruin
+from sim.figures.catalogue import all_figures
 from sim.ui.chart_data import chart_data
-from sim.ui.link import as_text, from_text
+from sim.ui.url_state import as_text, from_text
 
 AXES = {"xaxis": {"title": {"text": "month"}}, "yaxis": {"title": {"text": "USD"}}}
 

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 from helpers_imports import loaded_by
 
-from sim import cli, paths
+from sim.cli import main
+from sim.utils import paths
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = ROOT / "scenarios" / "api_startup.yaml"
@@ -30,7 +31,7 @@ def flywheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def call(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["flywheel", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         out, err = capsys.readouterr()
         return int(stop.value.code or 0), out, err
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from engine.errors import InputError
 from engine.scaling import load_law
 from engine.standard_library import standard_library
-from sim.cli_loop import loop
-from sim.cli_scaling import parse_sizes, scaling, scenario_keys
-from sim.cli_train import train
-from sim.scenario import Scenario
+from sim.cli.loop import loop
+from sim.cli.scaling import parse_sizes, scaling, scenario_keys
+from sim.cli.train import train
+from sim.scenario.scenario import Scenario
 
 LIBRARY = ["--library-mb", "0.8"]
 

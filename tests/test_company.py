@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.company import Result, simulate
-from sim.paths import scenarios_dir
-from sim.plans import is_paying, plans_of
-from sim.scenario import Scenario
-from sim.schema import Market, Training
-from sim.stages import training
-from sim.stages.competition import churn_probability, price_effect, quality_effect
-from sim.stages.segments import marketed_signups
+from sim.company.simulate import Result, simulate
+from sim.scenario.plans import is_paying, plans_of
+from sim.scenario.scenario import Scenario
+from sim.scenario.schema import Market, Training
+from sim.stages.market.competition import churn_probability, price_effect, quality_effect
+from sim.stages.market.segments import marketed_signups
+from sim.stages.training import stage
+from sim.utils.paths import scenarios_dir
 
 SHIPPED = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 COLUMNS = [
@@ -314,11 +314,11 @@ def test_progress_ends_at_one() -> None:
 
 def test_quality_is_monotone_in_the_loss() -> None:
     settings_ = Training()
-    losses = [training.expected_loss(settings_, 1.35e8, tokens) for tokens in (1e9, 1e10, 1e11)]
-    qualities = [training.quality(settings_, loss) for loss in losses]
+    losses = [stage.expected_loss(settings_, 1.35e8, tokens) for tokens in (1e9, 1e10, 1e11)]
+    qualities = [stage.quality(settings_, loss) for loss in losses]
     assert losses == sorted(losses, reverse=True)
     assert qualities == sorted(qualities)
-    assert training.quality(settings_, settings_.loss_irreducible) == 1
+    assert stage.quality(settings_, settings_.loss_irreducible) == 1
 
 
 def test_effects_on_demand() -> None:

@@ -13,11 +13,11 @@ from helpers_profile import synthetic_profile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sim.company import Result, simulate
-from sim.ledger import MICRO_PER_USD
-from sim.plans import is_paying, plans_of
-from sim.scenario import Scenario
-from sim.scenario_help import leaves, unit_of
+from sim.accounting.ledger import MICRO_PER_USD
+from sim.company.simulate import Result, simulate
+from sim.scenario.fields import leaves, unit_of
+from sim.scenario.plans import is_paying, plans_of
+from sim.scenario.scenario import Scenario
 
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FRACTION = st.floats(0, 1)
@@ -179,7 +179,7 @@ def test_customers_and_tokens_of_any_company_add_up(scenario: Scenario) -> None:
 def test_the_tables_of_any_company_tie_out_to_its_ledger(scenario: Scenario) -> None:
     result = run(scenario)
     sheet = result.statements.balance_sheet(exact=True)
-    from sim.tables import ageing, unit_economics
+    from sim.company.tables import ageing, unit_economics
 
     for account, rows in ageing(result.facts, exact=True).groupby("account"):
         assert (rows["total_usd"].to_numpy() == sheet[account].to_numpy()).all()

@@ -7,9 +7,9 @@ import pytest
 from helpers_company import OUTPUT_TOKENS, PROMPT_TOKENS, closed_form_surface
 from helpers_profile import synthetic_profile
 
-from sim.company import Result, simulate
-from sim.paths import scenarios_dir
-from sim.scenario import Scenario
+from sim.company.simulate import Result, simulate
+from sim.scenario.scenario import Scenario
+from sim.utils.paths import scenarios_dir
 
 
 def reference(name: str) -> Result:

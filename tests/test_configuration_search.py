@@ -12,20 +12,20 @@ import pytest
 from helpers_profile import synthetic_profile
 
 from engine.errors import InputError
-from sim import cli, cli_capacity, cli_load
-from sim.capacity import replica_fleet
-from sim.configuration_search import LATENCIES, SearchResult, search
-from sim.configurations import (
+from sim.capacity.configurations import (
     Configuration,
     bounds,
     can_never_serve,
     measured_configurations,
     predicted_configurations,
 )
-from sim.goals import Limit, MetShare, Objective, goal_of, judge
-from sim.load_ladder import replay_at
-from sim.offered_load import trace_load, traffic_load
-from sim.serving_metrics import latencies
+from sim.capacity.goals import Limit, MetShare, Objective, goal_of, judge
+from sim.capacity.load_test import replay_at
+from sim.capacity.offered_load import trace_load, traffic_load
+from sim.capacity.search import LATENCIES, SearchResult, search
+from sim.capacity.surface import replica_fleet
+from sim.cli import capacity, load_options, main
+from sim.serving.metrics import latencies
 
 LOAD = traffic_load({"chat": 0.7, "code": 0.3})
 GOAL = goal_of(Objective(1.0, 0.03))
@@ -259,22 +259,22 @@ def test_bad_names_are_mistakes_not_refusals() -> None:
 
 def _run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """The exit status of `flywheel` with these words."""
-    for name, command in (("capacity", cli_capacity.capacity), ("configure", cli_capacity.configure)):
+    for name, command in (("capacity", capacity.capacity), ("configure", capacity.configure)):
         if not any(
             (each.name or getattr(each.callback, "__name__", "")) == name
-            for each in cli.app.registered_commands
+            for each in main.app.registered_commands
         ):
-            cli.app.command(name)(command)
+            main.app.command(name)(command)
     monkeypatch.setattr("sys.argv", ["flywheel", *words])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main.main()
     return int(left.value.code or 0)
 
 
 def test_the_commands_answer_in_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sim.capacity.REQUESTS_PER_RATE", 2000)
+    monkeypatch.setattr("sim.capacity.surface.REQUESTS_PER_RATE", 2000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path, out = tmp_path / "p.json", tmp_path / "table.csv"
     synthetic_profile().save(path)
@@ -336,14 +336,14 @@ def test_bad_input_is_one_line(
 
 
 def test_words_of_the_command_line() -> None:
-    goal = cli_load.goal(1.0, None, None, ["chat:ttft=2,tpot=0.1"], "99", None, LOAD)
+    goal = load_options.goal(1.0, None, None, ["chat:ttft=2,tpot=0.1"], "99", None, LOAD)
     assert [(each.label, each.limit_s) for each in goal if isinstance(each, Limit)] == [
         ("ttft_p99_s", 1.0),
         ("chat ttft_p99_s", 2.0),
         ("chat tpot_p99_s", 0.1),
     ]
-    (share,) = cli_load.goal(1.0, 0.1, None, None, None, 0.9, LOAD)
+    (share,) = load_options.goal(1.0, 0.1, None, None, None, 0.9, LOAD)
     assert share == MetShare(0.9, Objective(1.0, 0.1))
-    assert cli_load.shares_of("chat=0.7,code=0.3") == {"chat": 0.7, "code": 0.3}
-    assert cli_load.prices(["H100 SXM=2.5"]) == {"H100 SXM": 2.5}
-    assert cli_load.numbers("1,2,2", "--x") == [1, 2]
+    assert load_options.shares_of("chat=0.7,code=0.3") == {"chat": 0.7, "code": 0.3}
+    assert load_options.prices(["H100 SXM=2.5"]) == {"H100 SXM": 2.5}
+    assert load_options.numbers("1,2,2", "--x") == [1, 2]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.conversations import CONVERSATION_CLASSES, ConversationClass, closed_loop, conversations
-from sim.requests_frame import check_requests
+from sim.workload.conversations import CONVERSATION_CLASSES, ConversationClass, closed_loop, conversations
+from sim.workload.requests import check_requests
 
 PLAIN = ConversationClass("plain", 50, 80, 100, 150, turns_mean=3, think_s_mean=10, system_tokens=100)
 

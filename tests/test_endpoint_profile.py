@@ -21,8 +21,8 @@ from engine.endpoint_steps import as_budget, chunk_of
 from engine.errors import InputError
 from engine.profile import Profile
 from engine.step_time import RooflineStepTime
-from sim.capacity import capacity_surface
-from sim.goals import Objective
+from sim.capacity.goals import Objective
+from sim.capacity.surface import capacity_surface
 
 LIMITS = SchedulerConfig(
     max_running_requests=24, max_step_tokens=256, block_tokens=16, num_blocks=3072, prefix_caching=False
@@ -261,8 +261,8 @@ def test_what_cannot_be_known_is_asked_for(known: dict[str, Any], message: str) 
 @pytest.mark.slow
 def test_a_scenario_runs_on_it() -> None:
     """The same company on the same machine, its speed seen from outside: the same books to a few percent."""
-    from sim.company import simulate
-    from sim.scenario import Scenario
+    from sim.company.simulate import simulate
+    from sim.scenario.scenario import Scenario
 
     inside = synthetic_profile()
     config = inside.scheduler_config()

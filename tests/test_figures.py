@@ -13,9 +13,10 @@ from helpers_profile import synthetic_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim import Result, Scenario, human, simulate
-from sim.figures_catalogue import all_figures
-from sim.theme import PALETTES, dark_for_light, palette, without_title
+from sim import Result, Scenario, simulate
+from sim.figures.catalogue import all_figures
+from sim.figures.theme import PALETTES, dark_for_light, palette, without_title
+from sim.i18n import numbers
 
 SCENARIOS = ("api_startup", "chat_subscription", "enterprise_finetune")
 NAMES = tuple(all_figures())
@@ -155,28 +156,28 @@ def test_the_app_has_the_colours_of_the_figures(theme: str) -> None:
         (-1234567, "−1.23M"),
         (0.0513104, "0.0513"),
         (math.inf, "∞"),
-        (math.nan, human.UNKNOWN),
-        (None, human.UNKNOWN),
+        (math.nan, numbers.UNKNOWN),
+        (None, numbers.UNKNOWN),
     ],
 )
 def test_counts_are_written_as_people_read_them(value: float, text: str) -> None:
-    assert human.count(value) == text
+    assert numbers.count(value) == text
 
 
 def test_money_percent_and_time_are_written_as_people_read_them() -> None:
-    assert human.usd(1.2e6) == "$1.2M"
-    assert human.usd(-350_000) == "−$350k"
-    assert human.usd(2.5) == "$2.50"
-    assert human.usd(0.0513104) == "$0.0513"
-    assert human.usd_exact(-350.4) == "(350)"
-    assert human.percent(-0.256) == "−26%"
-    assert human.seconds(0.351) == "351 ms"
-    assert human.months(math.inf) == "not burning"
+    assert numbers.usd(1.2e6) == "$1.2M"
+    assert numbers.usd(-350_000) == "−$350k"
+    assert numbers.usd(2.5) == "$2.50"
+    assert numbers.usd(0.0513104) == "$0.0513"
+    assert numbers.usd_exact(-350.4) == "(350)"
+    assert numbers.percent(-0.256) == "−26%"
+    assert numbers.seconds(0.351) == "351 ms"
+    assert numbers.months(math.inf) == "not burning"
 
 
 @given(st.floats(min_value=1e-6, max_value=1e24))
 def test_a_written_count_is_within_half_a_percent_of_the_number(value: float) -> None:
-    text = human.count(value).replace(",", "")
+    text = numbers.count(value).replace(",", "")
     steps = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21, "Y": 1e24}
     read = float(text[:-1]) * steps[text[-1]] if text[-1] in steps else float(text)
     assert read == pytest.approx(value, rel=0.0051)

@@ -9,10 +9,10 @@ from helpers_company import closed_form_surface
 
 from engine.scaling import BESIROGLU_2024, ScalingConstants, loss
 from sim import Result, Scenario, simulate
-from sim.figures_finance import cohort_map, cohorts_kept, money_by_month, mrr_by_cause, mrr_movements
-from sim.figures_loop import loop_by_month, loop_film
-from sim.figures_training import loss_curve, planned_loss, scaling_law
-from sim.ledger import MICRO_PER_USD
+from sim.accounting.ledger import MICRO_PER_USD
+from sim.figures.finance import cohort_map, cohorts_kept, money_by_month, mrr_by_cause, mrr_movements
+from sim.figures.flywheel import loop_by_month, loop_film
+from sim.figures.training import loss_curve, planned_loss, scaling_law
 
 NAMES = ("api_startup", "chat_subscription", "three_segments", "enterprise_finetune")
 

@@ -12,12 +12,12 @@ from helpers_profile import synthetic_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.company import Result, simulate
-from sim.scenario import Scenario
-from sim.schema import Role, Taxes
-from sim.stages.assets import present_value
-from sim.stages.people import at_full_strength, headcounts
-from sim.stages.taxes import losses_left_micro, tax_micro
+from sim.company.simulate import Result, simulate
+from sim.scenario.scenario import Scenario
+from sim.scenario.schema import Role, Taxes
+from sim.stages.finance.assets import present_value
+from sim.stages.finance.people import at_full_strength, headcounts
+from sim.stages.finance.taxes import losses_left_micro, tax_micro
 
 
 def company(months: int = 12, fee: float = 1000.0, **finance: Any) -> Scenario:

@@ -16,9 +16,7 @@ from pydantic import ValidationError
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from sim.conversations import conversations
-from sim.fleet import FleetRun
-from sim.fleet_config import (
+from sim.serving.fleet_config import (
     Autoscaler,
     Failures,
     Fleet,
@@ -29,10 +27,12 @@ from sim.fleet_config import (
     ScheduledSize,
     Spot,
 )
-from sim.machines import Server
-from sim.requests_frame import check_requests
-from sim.serving import replay_fleet
-from sim.serving_metrics import summary
+from sim.serving.fleet_run import FleetRun
+from sim.serving.metrics import summary
+from sim.serving.replay import replay_fleet
+from sim.serving.servers import Server
+from sim.workload.conversations import conversations
+from sim.workload.requests import check_requests
 
 SECOND = times(1.0)  # every step takes a second
 ONE = SchedulerConfig(max_running_requests=1)

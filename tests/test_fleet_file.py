@@ -10,12 +10,12 @@ from helpers_profile import synthetic_profile
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from sim.fleet_config import Autoscaler, Failures, Fleet, RateLimit, Retries, ScheduledSize, Spot
-from sim.fleet_file import load_fleet
-from sim.paths import scenarios_dir
-from sim.serving import replay_fleet
-from sim.serving_metrics import littles_law_error
-from sim.workload import generate
+from sim.serving.fleet_config import Autoscaler, Failures, Fleet, RateLimit, Retries, ScheduledSize, Spot
+from sim.serving.fleet_file import load_fleet
+from sim.serving.metrics import littles_law_error
+from sim.serving.replay import replay_fleet
+from sim.utils.paths import scenarios_dir
+from sim.workload.generate import generate
 
 PROFILE = synthetic_profile()
 SHIPPED = sorted((scenarios_dir() / "fleets").glob("*.yaml"))

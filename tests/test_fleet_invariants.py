@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_replicas import TIMES, fleets, requests
 
-from sim.fleet import FleetRun
-from sim.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
-from sim.replica_tables import STATUSES
-from sim.requests_frame import check_requests
-from sim.serving import replay_fleet
-from sim.serving_metrics import littles_law_error
+from sim.serving.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
+from sim.serving.fleet_run import FleetRun
+from sim.serving.metrics import littles_law_error
+from sim.serving.replay import replay_fleet
+from sim.serving.replica_tables import STATUSES
+from sim.workload.requests import check_requests
 
 TIME_COLUMNS = ["scheduled_s", "first_token_s", "finished_s"]
 

@@ -10,7 +10,7 @@ import pytest
 import streamlit as st
 
 from engine.errors import InputError
-from sim.language import language, speaking
+from sim.i18n.translate import language, speaking
 from sim.ui.jobs import Bench, Cancelled, Tell
 
 WAIT_S = 20.0

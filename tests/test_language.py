@@ -13,11 +13,12 @@ from translations import LOCALE, names_in, sentences, translations
 
 from engine.errors import InputError
 from engine.profile import describe
-from sim import Scenario, human, simulate
-from sim.engine_words import PROFILE, PROGRESS, SOURCES, doing_in_words, profile_row
-from sim.event_words import EVENTS, STAGES, event_in_words
-from sim.language import LANGUAGES, language, retell, set_language, speaking, tr
-from sim.paths import scenarios_dir
+from sim import Scenario, simulate
+from sim.i18n import numbers as human
+from sim.i18n.engine_messages import PROFILE, PROGRESS, SOURCES, doing_in_words, profile_row
+from sim.i18n.event_messages import EVENTS, STAGES, event_in_words
+from sim.i18n.translate import LANGUAGES, language, retell, set_language, speaking, tr
+from sim.utils.paths import scenarios_dir
 
 CHINESE = translations("zh")
 OTHERS = sorted(set(LANGUAGES) - {"en"})
@@ -123,7 +124,7 @@ def test_a_profile_is_described_in_chinese() -> None:
 
 
 def test_no_result_depends_on_the_language() -> None:
-    from sim.report import result_json
+    from sim.outputs import result_json
 
     def run() -> tuple[str, object]:
         result = simulate(

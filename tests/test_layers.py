@@ -37,7 +37,9 @@ def test_only_the_app_layer_knows_streamlit() -> None:
             assert "streamlit" not in imported_packages(path), path
 
 
-@pytest.mark.parametrize("module", ["engine", "sim", "sim.cli", "sim.company", "sim.serving", "sim.report"])
+@pytest.mark.parametrize(
+    "module", ["engine", "sim", "sim.cli", "sim.company.simulate", "sim.serving", "sim.outputs"]
+)
 def test_the_simulator_never_loads_torch(module: str) -> None:
     assert loaded_by(module, ("torch", "transformers")) == []
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.ledger import CHART, HOURS_PER_MONTH, Ledger, micro
-from sim.statements import Statements
+from sim.accounting.ledger import CHART, HOURS_PER_MONTH, Ledger, micro
+from sim.accounting.statements import Statements
 
 MONTHS = 5
 ACCOUNTS = sorted(CHART)

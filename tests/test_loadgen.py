@@ -26,7 +26,9 @@ from engine.load_result import GapHistogram, LoadResult
 from engine.loadgen import _Run, arrival_times, send_load
 from engine.openai_client import Client, Dialect, Endpoint
 from engine.sse import EventParser
-from sim import cli_endpoint, serving_metrics, validation
+from sim.cli import load
+from sim.serving import metrics
+from sim.validation import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,10 +107,10 @@ def test_latencies_are_those_that_the_server_was_told() -> None:
 def test_the_simulators_metrics_read_the_result() -> None:
     app = scripted_app(lambda number, body: [0.3] + [0.05 * (number + 1)] * (body["max_tokens"] - 1))
     result = loaded(app, frame(arrival_times(3.0, 30), output_tokens=6))
-    ours, theirs = result.times(), serving_metrics.latencies(result.requests)
+    ours, theirs = result.times(), metrics.latencies(result.requests)
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         np.testing.assert_allclose(ours[name], theirs[name])
-    found, read = result.summary(), validation.measures(result.requests)
+    found, read = result.summary(), compare.measures(result.requests)
     assert read["ttft_p95_s"] == pytest.approx(found["ttft_p95_s"])
     assert read["throughput_rps"] == pytest.approx(found["requests_per_s"])
 
@@ -501,7 +503,7 @@ def test_a_million_requests_fit_in_little_memory() -> None:
 
 # The command
 
-COMMAND = "from sim.cli import main; main()"
+COMMAND = "from sim.cli.main import main; main()"
 
 
 def command(*words: str, **settings: Any) -> subprocess.Popen[str]:
@@ -537,16 +539,14 @@ def test_the_command_writes_what_it_measured(real: Any, tmp_path: Path, capsys: 
     trace, out = tmp_path / "trace.csv", tmp_path / "out.csv"
     frame([5.0, 5.1, 5.2, 5.4], [10, 20, 30, 40], 3).to_csv(trace, index=False)
     goals = ["ttft=30", "e2e=0.001"]
-    cli_endpoint.load(real[0], trace=trace, out=out, as_json=True, requests=3, goal=goals)
+    load.load(real[0], trace=trace, out=out, as_json=True, requests=3, goal=goals)
     found = json.loads(capsys.readouterr().out)
     assert (found["requests"], found["finished"], found["ttft_met"], found["goodput"]) == (3, 3, 1.0, 0.0)
     rows = pd.read_csv(out)
     assert rows["arrived_s"].to_list() == pytest.approx([0.0, 0.1, 0.2])
     assert rows["prompt_tokens"].to_list() == [10, 20, 30]
     assert set(rows["status"]) == {"finished"}
-    cli_endpoint.load(
-        real[0], trace=trace, rate=30.0, goal=goals
-    )  # the same, at three gaps in a tenth of a second
+    load.load(real[0], trace=trace, rate=30.0, goal=goals)  # the same, at three gaps in a tenth of a second
     shown = capsys.readouterr().out
     assert "4 (open loop)" in shown
     assert "Goodput" in shown
@@ -586,4 +586,4 @@ def test_nobody_there_is_one_line_and_status_2() -> None:
 )
 def test_bad_words_are_refused_before_anything_is_sent(words: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        cli_endpoint.load("http://127.0.0.1:9", **words)
+        load.load("http://127.0.0.1:9", **words)

@@ -11,9 +11,9 @@ from helpers_profile import synthetic_profile
 from typer.testing import CliRunner
 
 from engine.errors import InputError
-from sim import cli_loop
-from sim.loop_value import loop_value
-from sim.scenario import Scenario
+from sim.cli import loop
+from sim.company.loop_value import loop_value
+from sim.scenario.scenario import Scenario
 
 KNOWN = {"profile": synthetic_profile(), "surface": closed_form_surface()}
 
@@ -38,7 +38,7 @@ def test_a_cut_loop_is_worth_nothing(change: dict[str, object]) -> None:
 
 def test_the_command_says_both_values() -> None:
     app = typer.Typer()
-    app.command()(cli_loop.loop_value)
+    app.command()(loop.loop_value)
     words = ["api_startup", "--seeds", "1"]
     table = CliRunner().invoke(app, words)
     assert table.exit_code == 0, table.output

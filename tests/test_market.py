@@ -12,12 +12,12 @@ from helpers_market import THREE_SEGMENTS
 from helpers_profile import synthetic_profile
 
 from engine.errors import InputError
-from sim.company import Result, simulate
-from sim.plans import is_paying, plans_of
-from sim.scenario import Scenario
-from sim.schema import Market, Plan
-from sim.stages.competition import churn_probability, elsewhere, price_effect
-from sim.stages.plans import blended_price, seats
+from sim.company.simulate import Result, simulate
+from sim.scenario.plans import is_paying, plans_of
+from sim.scenario.scenario import Scenario
+from sim.scenario.schema import Market, Plan
+from sim.stages.market.competition import churn_probability, elsewhere, price_effect
+from sim.stages.market.plan_book import blended_price, seats
 
 TOKENS = PROMPT_TOKENS + OUTPUT_TOKENS
 STILL: dict[str, Any] = {

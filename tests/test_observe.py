@@ -13,9 +13,9 @@ from helpers_profile import synthetic_profile
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from sim.observe import Observation, build_prompts, full_prefix_hashes, observe, warm_up
-from sim.serving import replay_with_stats
-from sim.validation import RecordedSteps, measures, scheduler_errors, step_errors
+from sim.serving.replay import replay_with_stats
+from sim.validation.compare import RecordedSteps, measures, scheduler_errors, step_errors
+from sim.validation.observe import Observation, build_prompts, full_prefix_hashes, observe, warm_up
 
 if TYPE_CHECKING:
     from engine.llm import LLM

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from engine.errors import InputError
-from engine.own_process import run_apart
 from engine.train_config import TrainReport
+from sim.ui.process_tasks import run_apart
 
 SMALL: dict[str, Any] = {
     "config": {"architecture": "llama", "layers": 1, "hidden_size": 32, "steps": 4, "sequence_tokens": 32},

@@ -19,7 +19,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, folder: Path, database: str | None =
         monkeypatch.setenv("FLYWHEEL_DATABASE", database)
     app = AppTest.from_file(str(APP), default_timeout=60)
     app.run()
-    return drawn(app.switch_page("sim/ui/actuals.py"))
+    return drawn(app.switch_page("sim/ui/pages/actuals.py"))
 
 
 def test_only_databases_of_this_place_are_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.errors import InputError
 from engine.profile import Profile
-from sim import figures_engine, figures_hardware, figures_prompt, figures_serving
-from sim.configurations import measured_configurations, predicted_configurations
-from sim.goals import Objective, goal_of
-from sim.offered_load import traffic_load
-from sim.paths import shipped_profiles_dir
-from sim.serving_lab import BatchWatch, HardwareComparison, Trial, compare_hardware, try_load, watch_batch
-from sim.theme import PALETTES
+from sim.capacity.configurations import measured_configurations, predicted_configurations
+from sim.capacity.goals import Objective, goal_of
+from sim.capacity.lab import BatchWatch, HardwareComparison, Trial, compare_hardware, try_load, watch_batch
+from sim.capacity.offered_load import traffic_load
+from sim.figures import hardware, prompt, serving
+from sim.figures import profile as figures_engine
+from sim.figures.theme import PALETTES
+from sim.utils.paths import shipped_profiles_dir
 
 APP = Path(__file__).parents[1] / "app.py"
 WANTED = Objective(10.0, 0.5)
@@ -158,15 +159,15 @@ def every_figure(
     labels = ["The", " cat", "\n", " <b>sat</b>", " down"]
     candidates = [_Candidate(" mat", 0.5), _Candidate(" rug", 0.25)]
     return {
-        "distributions": figures_serving.distributions(trial, theme),
-        "batch": figures_serving.batch_time_line(watch, theme),
-        "per_dollar": figures_hardware.per_dollar(comparison, theme),
-        "cost": figures_hardware.cost_against_latency(comparison, "ttft_p95_s", theme),
+        "distributions": serving.distributions(trial, theme),
+        "batch": serving.batch_time_line(watch, theme),
+        "per_dollar": hardware.per_dollar(comparison, theme),
+        "cost": hardware.cost_against_latency(comparison, "ttft_p95_s", theme),
         "fit": figures_engine.fit_against_measured(shipped, theme),
         "roofline": figures_engine.roofline(shipped, theme),
-        "attention": figures_prompt.attention_map(weights, labels, 3, None, theme),
-        "next": figures_prompt.next_token_bars(candidates, 0.7, theme),
-        "losses": figures_prompt.token_losses(labels, [1.0, 2.0, 0.5, 4.0], 6.5, theme),
+        "attention": prompt.attention_map(weights, labels, 3, None, theme),
+        "next": prompt.next_token_bars(candidates, 0.7, theme),
+        "losses": prompt.token_losses(labels, [1.0, 2.0, 0.5, 4.0], 6.5, theme),
     }
 
 
@@ -193,10 +194,10 @@ def test_every_figure_says_what_it_shows_in_both_themes(
 
 
 def test_tokens_are_shown_as_they_are_and_never_as_markup() -> None:
-    assert figures_prompt.short_label(" <b>x</b>") == "·&lt;b&gt;x&lt;/b&gt;"
-    assert figures_prompt.short_label("\n") == "↵"
-    assert figures_prompt.short_label("  ") == "··"
-    assert len(figures_prompt.short_label("incomprehensibilities")) == 12
+    assert prompt.short_label(" <b>x</b>") == "·&lt;b&gt;x&lt;/b&gt;"
+    assert prompt.short_label("\n") == "↵"
+    assert prompt.short_label("  ") == "··"
+    assert len(prompt.short_label("incomprehensibilities")) == 12
 
 
 def test_no_step_of_the_shipped_profile_is_above_its_roof(shipped: Profile) -> None:
@@ -453,8 +454,8 @@ def test_the_first_paint_loads_no_torch() -> None:
         "import sys\n"
         "from streamlit.testing.v1 import AppTest\n"
         f"app = AppTest.from_file({str(APP)!r}, default_timeout=60).run()\n"
-        "app.switch_page('sim/ui/engine_page.py').run()\n"
-        "app.switch_page('sim/ui/serving.py').run()\n"
+        "app.switch_page('sim/ui/pages/engine.py').run()\n"
+        "app.switch_page('sim/ui/pages/serving.py').run()\n"
         "print('torch' in sys.modules, len(app.exception))\n"
     )
     done = subprocess.run(

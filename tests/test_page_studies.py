@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
-from sim.figures_compare import COLUMNS, difference, meanings, sentence, shortened, side_by_side, sum_in_words
-from sim.figures_decide import answer, candidates, curve
-from sim.figures_study import fan, indices, ruin, spread, tornado
-from sim.ledger import MICRO_PER_USD
-from sim.outcome_table import OUTCOMES
-from sim.scenario import Scenario
+from sim.accounting.ledger import MICRO_PER_USD
+from sim.figures.compare import COLUMNS, difference, meanings, sentence, shortened, side_by_side, sum_in_words
+from sim.figures.decide import answer, candidates, curve
+from sim.figures.study import fan, indices, ruin, spread, tornado
+from sim.figures.theme import PALETTES, Theme, without_title
+from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.scenario import Scenario
 from sim.study.compare import Comparison, compare
 from sim.study.explain import Explanation, explain_by_account, explain_by_assumption
 from sim.study.goal_seek import GoalSeek, goal_seek
@@ -30,7 +31,6 @@ from sim.study.monte_carlo import MonteCarlo, monte_carlo
 from sim.study.optimise import Optimum, optimise
 from sim.study.sensitivity import Sensitivity, sensitivity
 from sim.study.waterfall import Term, waterfall
-from sim.theme import PALETTES, Theme, without_title
 
 HERE: dict[str, Any] = {"workers": 0}
 drawn = partial(helpers_app.drawn, patience_s=240.0)  # on a machine that does much else

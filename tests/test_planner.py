@@ -18,12 +18,13 @@ from engine.errors import InputError
 from engine.hardware import CATALOG, Accelerator, lookup
 from engine.model_catalog import find_model
 from engine.transfer import predict_profile
-from sim import capacity, cli_plan
-from sim.capacity import capacity_surface
-from sim.goals import Objective
-from sim.plan_serving import ServingNeed, capacity_if_slower, memory_accelerators, serve
-from sim.plan_training import TrainingNeed, memory_to_train, published_mfu, train
-from sim.planner import Plan, accelerators, plan
+from sim.capacity import surface as capacity
+from sim.capacity.goals import Objective
+from sim.capacity.surface import capacity_surface
+from sim.cli import plan as cli_plan
+from sim.planner.plan import Plan, accelerators, plan
+from sim.planner.serving import ServingNeed, capacity_if_slower, memory_accelerators, serve
+from sim.planner.training import TrainingNeed, memory_to_train, published_mfu, train
 
 T = TypeVar("T")
 A100, H100 = lookup("A100 SXM"), lookup("H100 SXM")

@@ -17,13 +17,13 @@ from helpers_fleet import times
 from numpy.typing import NDArray
 
 from engine.batch import SchedulerConfig
-from sim.batch_means import batch_means
-from sim.conversations import closed_loop
-from sim.fleet import FleetRun
-from sim.fleet_config import Failures, Fleet, RateLimit, ReplicaKind, Spot
-from sim.requests_frame import check_requests
-from sim.serving import replay, replay_fleet, replay_with_stats
-from sim.serving_metrics import littles_law_error
+from sim.serving.batch_means import batch_means
+from sim.serving.fleet_config import Failures, Fleet, RateLimit, ReplicaKind, Spot
+from sim.serving.fleet_run import FleetRun
+from sim.serving.metrics import littles_law_error
+from sim.serving.replay import replay, replay_fleet, replay_with_stats
+from sim.workload.conversations import closed_loop
+from sim.workload.requests import check_requests
 
 STEP_S = 0.001
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sim.randomness import STREAMS, binomial, poisson, streams
+from sim.utils.randomness import STREAMS, binomial, poisson, streams
 
 UNIFORM = st.floats(0, 1, exclude_max=True)
 

@@ -10,10 +10,10 @@ import pytest
 from engine.errors import InputError
 from engine.model_catalog import find_model
 from engine.scaling import training_flop
-from sim.paths import scenarios_dir
-from sim.reference_runs import Comparison, compare, compute_snapshot, load, references, shipped_file
-from sim.training_memory import zero_bytes
-from sim.training_run import inferred_mfu, training_compute
+from sim.training.memory import zero_bytes
+from sim.training.published_runs import Comparison, compare, compute_snapshot, load, references, shipped_file
+from sim.training.run import inferred_mfu, training_compute
+from sim.utils.paths import scenarios_dir
 
 TOLERANCE = 0.05
 ROWS = compare(references())

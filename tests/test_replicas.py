@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.step_time import StepTimeModel
-from sim import native_replicas
-from sim.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
-from sim.serving import replay_fleet, replay_with_stats
+from sim.serving import replica_native
+from sim.serving.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
+from sim.serving.replay import replay_fleet, replay_with_stats
 
-needs_compiler = pytest.mark.skipif(not native_replicas.is_available(), reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(not replica_native.is_available(), reason="no C compiler here")
 TIMES = synthetic_profile().step_time_model()
 BLOCK = 4
 
@@ -163,7 +163,7 @@ def test_an_error_of_a_model_in_python_comes_through() -> None:
 def test_without_a_compiler_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pd.DataFrame({"arrived_s": np.arange(50.0), "prompt_tokens": 50, "output_tokens": 20})
     fast, _ = replay_with_stats(frame, TIMES)
-    monkeypatch.setattr(native_replicas, "is_available", lambda: False)
+    monkeypatch.setattr(replica_native, "is_available", lambda: False)
     plain, _ = replay_with_stats(frame, TIMES)
     pd.testing.assert_frame_equal(fast, plain, check_exact=True)
 

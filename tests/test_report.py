@@ -18,13 +18,13 @@ from helpers_imports import loaded_by
 from helpers_profile import synthetic_profile
 
 from engine.errors import InputError
-from sim import Result, Scenario, report, simulate
-from sim.figures_catalogue import all_figures
-from sim.provenance import changes, command_line
-from sim.report import FILES, write_outputs
-from sim.report_content import headline_rows
-from sim.report_html import report_html
-from sim.serialise import json_ready
+from sim import Result, Scenario, outputs, simulate
+from sim.company.provenance import changes, command_line
+from sim.figures.catalogue import all_figures
+from sim.outputs import FILES, write_outputs
+from sim.report.content import headline_rows
+from sim.report.html import report_html
+from sim.utils.serialise import json_ready
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_failure_leaves_the_old_files(
     def full_disk(_result: Result) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "result_json", full_disk)
+    monkeypatch.setattr(outputs, "result_json", full_disk)
     with pytest.raises(InputError, match="No space left"):
         write_outputs(result, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -194,7 +194,7 @@ def test_the_command_repeats_the_run() -> None:
     assert changes(base, changed) == {"name": "it's ours", "market.price_usd_per_mtok_output": 0.9}
     words = shlex.split(command_line(changed, 11))
     assert words[:3] == ["flywheel", "run", "api_startup"]
-    from sim.terminal import parse_overrides
+    from sim.cli.terminal import parse_overrides
 
     pairs = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert base.override(parse_overrides(pairs)).content_hash == changed.content_hash
@@ -208,7 +208,7 @@ def test_a_scenario_made_in_code_is_repeated_from_its_yaml() -> None:
 
 
 def test_writing_a_report_needs_no_torch() -> None:
-    assert loaded_by("sim.report, sim.figures, sim.figures_model", ["torch"]) == []
+    assert loaded_by("sim.outputs, sim.figures.money, sim.figures.operations", ["torch"]) == []
 
 
 def test_the_command_shows_letters_that_turn_the_direction_of_writing() -> None:

@@ -20,15 +20,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim import Result, Scenario, human, report, simulate
-from sim.figures_study import report_figures
-from sim.language import speaking, tr
-from sim.report import result_json, result_schema, result_tables, write_outputs
-from sim.report_content import SECTIONS, cohort_tables, uncertainty_tables
-from sim.report_html import report_html
-from sim.report_pdf import report_pdf
-from sim.serialise import table_csv
+from sim import Result, Scenario, outputs, simulate
+from sim.figures.study import report_figures
+from sim.i18n import numbers
+from sim.i18n.translate import speaking, tr
+from sim.outputs import result_json, result_schema, result_tables, write_outputs
+from sim.report.content import SECTIONS, cohort_tables, uncertainty_tables
+from sim.report.html import report_html
+from sim.report.pdf import report_pdf
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
+from sim.utils.serialise import table_csv
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +230,9 @@ def test_a_study_is_told_with_its_percentiles(short: Result, study: MonteCarlo) 
     table = next(table for table in uncertainty_tables(study) if "median" in table.head)
     row = next(row for row in table.rows if row[0] == "Cash at the end")
     said = dict(zip(table.head, row, strict=True))
-    assert said["mean"] == human.usd(cash.mean())
+    assert said["mean"] == numbers.usd(cash.mean())
     chance = next(row for row in uncertainty_tables(study)[1].rows if row[0] == "cash_usd_end > 0")
-    assert chance[1] == human.percent(float(np.mean(cash > 0)), 1)
+    assert chance[1] == numbers.percent(float(np.mean(cash > 0)), 1)
     titles = [squeezed(str(figure.layout.title.text)) for figure in report_figures(study).values()]
     assert len(titles) == 3
     assert page.count("<figure ") == 3
@@ -247,7 +248,7 @@ def test_the_command_writes_what_it_is_asked_for(
 ) -> None:
     import sys
 
-    from sim import cli
+    from sim.cli import main
 
     monkeypatch.chdir(tmp_path)
     words = [
@@ -263,14 +264,14 @@ def test_the_command_writes_what_it_is_asked_for(
     ]
     monkeypatch.setattr(sys, "argv", [*words, "--lang", "zh", "--sections", "summary"])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     assert stop.value.code == 0
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["report.xlsx", "result.json"]
     assert "ARR at the end" in capsys.readouterr().out  # the terminal speaks English
     monkeypatch.setattr(sys, "argv", [*words[:-1], "p", "--format", "docx"])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     assert stop.value.code == 2
     assert "formats: found docx" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
-    assert report.FORMATS == ("html", "pdf", "xlsx", "csv", "parquet", "json")
+    assert outputs.FORMATS == ("html", "pdf", "xlsx", "csv", "parquet", "json")

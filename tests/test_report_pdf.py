@@ -13,13 +13,14 @@ from helpers_report import HOSTILE, NAMES, named, run, squeezed
 from hypothesis import example, given, settings
 
 from engine.errors import InputError
-from sim import Result, typst_document
-from sim.figures_catalogue import all_figures
-from sim.language import speaking, tr
-from sim.report_content import SECTIONS
-from sim.report_pdf import report_pdf
-from sim.report_pictures import draw_pictures
-from sim.theme import without_title
+from sim import Result
+from sim.figures.catalogue import all_figures
+from sim.figures.theme import without_title
+from sim.i18n.translate import speaking, tr
+from sim.report.content import SECTIONS
+from sim.report.pdf import report_pdf
+from sim.report.pdf_pictures import draw_pictures
+from sim.utils import typst as typst_document
 
 WORDS_ONLY = [name for name in SECTIONS if name not in ("figures", "scenario", "uncertainty")]
 A4_PT = (595.28, 841.89)

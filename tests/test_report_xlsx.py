@@ -18,10 +18,10 @@ from helpers_report import HOSTILE, NAMES, named, run
 from hypothesis import example, given, settings
 
 from sim import Result, Scenario, simulate
-from sim.language import speaking, tr
-from sim.report_lines import STATEMENTS
-from sim.report_xlsx import report_xlsx
-from sim.terminal import parse_overrides
+from sim.accounting.labels import STATEMENTS
+from sim.cli.terminal import parse_overrides
+from sim.i18n.translate import speaking, tr
+from sim.report.xlsx.report import report_xlsx
 
 SPOILED = 12345.678
 # LibreOffice otherwise trusts the values in the file.

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from engine.errors import InputError
-from sim.paths import scenarios_dir
-from sim.scenario import Scenario
-from sim.scenario_help import is_off, leaves
+from sim.scenario.fields import is_off, leaves
+from sim.scenario.scenario import Scenario
+from sim.utils.paths import scenarios_dir
 
 SHIPPED = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"market": {"plans": {"api": {"pays_per_token": True}}}}

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 
 from engine.profile import Profile
-from sim.company import Result, simulate
-from sim.paths import scenarios_dir, shipped_profiles_dir
-from sim.scenario import Scenario
-from sim.scenario_help import leaves
+from sim.company.simulate import Result, simulate
+from sim.scenario.fields import leaves
+from sim.scenario.scenario import Scenario
+from sim.utils.paths import scenarios_dir, shipped_profiles_dir
 
 SHIPPED = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 LIBRARY = {

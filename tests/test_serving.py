@@ -18,11 +18,11 @@ from engine.batch import Request, SchedulerConfig
 from engine.errors import InputError
 from engine.scheduler import Scheduler
 from engine.step_time import StepTimeModel
-from sim.goals import Objective
-from sim.serving import replay, replay_with_stats
-from sim.serving_metrics import littles_law_error, summary
-from sim.trace import read_trace
-from sim.workload import generate
+from sim.capacity.goals import Objective
+from sim.serving.metrics import littles_law_error, summary
+from sim.serving.replay import replay, replay_with_stats
+from sim.traces.read import read_trace
+from sim.workload.generate import generate
 
 TIMES = synthetic_profile().step_time_model()
 TIME_COLUMNS = ["scheduled_s", "first_token_s", "finished_s"]

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from engine.errors import InputError
 from engine.model_catalog import find_model
 from engine.profile import Profile
-from sim.batch_means import batch_means
-from sim.efficiency import bytes_moved, hardware_use, operations
-from sim.goals import Objective
-from sim.serving_metrics import (
+from sim.capacity.goals import Objective
+from sim.serving.batch_means import batch_means
+from sim.serving.hardware_use import bytes_moved, hardware_use, operations
+from sim.serving.metrics import (
     by_group,
     inter_token_latency,
     intervals,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sim import Scenario, human, simulate
-from sim.report_html import report_html
-from sim.shown_tables import shown_tables
+from sim import Scenario, simulate
+from sim.i18n import numbers
+from sim.report.finance_tables import shown_tables
+from sim.report.html import report_html
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def result():
 def test_plans_add_up_to_the_income_statement(result) -> None:
     shown = shown_tables(result)["Unit economics by plan, last 12 months"]
     assert list(shown.columns) == result.unit_economics["plan"].tolist()
-    assert shown.loc["Revenue"].tolist() == [human.usd(v) for v in result.unit_economics["revenue_usd"]]
+    assert shown.loc["Revenue"].tolist() == [numbers.usd(v) for v in result.unit_economics["revenue_usd"]]
     year = result.monthly.tail(12)
     assert result.unit_economics["revenue_usd"].sum() == pytest.approx(year["revenue_usd"].sum())
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.pool import Pool
-from sim.schema.data import Data, DataSource, Labelling, Processing, Synthetic
-from sim.stages.data_sources import arrival, distinct, processing_cpu_h, teaches
-from sim.stages.labelling import labels
-from sim.stages.legal import happened
-from sim.stages.synthetic import room_tokens
+from sim.scenario.schema.data import Data, DataSource, Labelling, Processing, Synthetic
+from sim.stages.data.labelling import labels
+from sim.stages.data.legal_claims import happened
+from sim.stages.data.sources import arrival, distinct, processing_cpu_h, teaches
+from sim.stages.data.synthetic_text import room_tokens
+from sim.stages.text_pool import Pool
 
 CRAWL: dict[str, Any] = {
     "tokens_per_month": 1e9,

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from engine.errors import InputError
 from engine.profile import Quality
-from sim.company import Result, simulate
-from sim.schema import Deployment
-from sim.schema.deployment import Outages, Shortage, Spot
-from sim.stages.fleet_week import SpotMarket, interrupted, serve_week, together
-from sim.stages.hardware_generations import faster, scarce_months
-from sim.stages.outages import LUCK, MOST_IN_A_MONTH, credit, happened, overlap
+from sim.company.simulate import Result, simulate
+from sim.scenario.schema import Deployment
+from sim.scenario.schema.deployment import Outages, Shortage, Spot
+from sim.stages.deployment.fleet_week import SpotMarket, interrupted, serve_week, together
+from sim.stages.deployment.machine_market import faster, scarce_months
+from sim.stages.deployment.outages import LUCK, MOST_IN_A_MONTH, credit, happened, overlap
 
 FLAT = np.full(168, 2.0)  # requests per second
 NO_OUTAGES: dict[str, Any] = {"per_year": 0.0}

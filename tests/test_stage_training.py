@@ -18,12 +18,20 @@ from hypothesis import strategies as st
 from engine.errors import InputError
 from engine.profile import TrainingPoint
 from engine.scaling import loss
-from sim.company import Result
-from sim.schema import Training
-from sim.schema.training import FineTuning, Pretraining, Reinforcement, Safety, Trials
-from sim.stages.learning import expected_loss, felt_gain, progress, quality, repeated, saturating, trials_gain
-from sim.stages.safety import incidents_per_year
-from sim.stages.training_phases import phases
+from sim.company.simulate import Result
+from sim.scenario.schema import Training
+from sim.scenario.schema.training import FineTuning, Pretraining, Reinforcement, Safety, Trials
+from sim.stages.training.phases import phases
+from sim.stages.training.safety_incidents import incidents_per_year
+from sim.stages.training.scaling_law import (
+    expected_loss,
+    felt_gain,
+    progress,
+    quality,
+    repeated,
+    saturating,
+    trials_gain,
+)
 
 N = 134_515_008
 FLOP_PER_H = 989e12 * 0.40 * 3600  # of one accelerator

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from helpers_stages import run
 
-from sim.company import Result
-from sim.monthly import STAGE_COLUMNS
-from sim.scenario import Scenario
+from sim.company.monthly_table import STAGE_COLUMNS
+from sim.company.simulate import Result
+from sim.scenario.scenario import Scenario
 
 ALL_PARTS: dict[str, Any] = {
     "data.processing": {},

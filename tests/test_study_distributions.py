@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from engine.errors import InputError
-from sim.company import simulate
-from sim.paths import scenarios_dir
-from sim.scenario import Scenario
-from sim.study.copula import correlate, factor, normal_correlation
-from sim.study.distributions import SHARE_MIN, parse_distribution
+from sim.company.simulate import simulate
+from sim.scenario.correlation import correlate, factor, normal_correlation
+from sim.scenario.distributions import SHARE_MIN, parse_distribution
+from sim.scenario.scenario import Scenario
+from sim.utils.paths import scenarios_dir
 
 PRICE = "market.price_usd_per_mtok_output"
 SHARES = np.array([1e-9, 0.001, 0.05, 0.3, 0.5, 0.77, 0.95, 0.999, 1 - 1e-9])

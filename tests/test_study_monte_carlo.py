@@ -20,11 +20,10 @@ from scipy.stats import qmc
 from typer.testing import CliRunner
 
 from engine.errors import InputError
-from sim.cli_study import app
-from sim.company import simulate
-from sim.outcome_table import OUTCOMES
-from sim.scenario import Scenario
-from sim.serialise import json_ready
+from sim.cli.study import app
+from sim.company.simulate import simulate
+from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.scenario import Scenario
 from sim.study.monte_carlo import (
     BATCH,
     compare_scenarios,
@@ -36,6 +35,7 @@ from sim.study.monte_carlo import (
     ruin_by_month,
 )
 from sim.study.sampling import draw, rounded, shares
+from sim.utils.serialise import json_ready
 
 ROOT = Path(__file__).resolve().parents[1]
 CASH, SIGNUP = "finance.initial_cash_usd", "market.signup_cost_usd"
@@ -252,7 +252,7 @@ def test_failed_runs_are_left_out_and_counted() -> None:
         monte_carlo(company(**{"deployment.ttft_p95_s": 1e-4}), runs=4, workers=0)
 
 
-CLI = "from sim.cli import main; main()"
+CLI = "from sim.cli.main import main; main()"
 
 
 def test_the_command_runs_resumes_and_refuses(tmp_path: Path) -> None:

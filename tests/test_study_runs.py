@@ -17,12 +17,12 @@ import pandas as pd
 import pytest
 
 from engine.errors import InputError
-from sim.company import simulate
-from sim.outcome_table import OUTCOMES, shown
-from sim.scenario import Scenario
-from sim.study.outcomes import outcomes_of
-from sim.study.runs import CHUNK, Point, run_points
-from sim.study.workers import place
+from sim.company.simulate import simulate
+from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.scenario import Scenario
+from sim.study.runs.outcomes import outcomes_of
+from sim.study.runs.run_points import CHUNK, Point, run_points
+from sim.study.runs.workers import place
 
 ROOT = Path(__file__).resolve().parents[1]
 PRICE = "market.price_usd_per_mtok_output"
@@ -98,8 +98,8 @@ def test_a_folder_of_another_study_is_refused(
 ) -> None:
     options: dict[str, Any] = {"scenario": company(), "points": points(RUNS), "monthly": COLUMNS}
     folder = tmp_path / "study"
-    from sim.study.run_folder import RunFolder
-    from sim.study.runs import _task
+    from sim.study.runs.run_folder import RunFolder
+    from sim.study.runs.run_points import _task
 
     RunFolder(folder, _task(company(), points(RUNS), None, list(COLUMNS), None)[1])
     with pytest.raises(InputError, match="holds another study") as error:
@@ -128,7 +128,7 @@ CHILD = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_study_runs import COLUMNS, RUNS, company, points
-from sim.study.runs import run_points
+from sim.study.runs.run_points import run_points
 from pathlib import Path
 run_points(company(), points(RUNS), workers=int(sys.argv[2]), monthly=COLUMNS, folder=Path(sys.argv[1]))
 """
@@ -178,7 +178,7 @@ def _workers_are_gone() -> bool:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, ValueError):
                 continue
-            orphans += b"sim.study.worker" in command and parent == 1
+            orphans += b"sim.study.runs.worker" in command and parent == 1
         if not orphans:
             return True
         time.sleep(0.2)
@@ -236,13 +236,13 @@ def test_an_exception_of_the_progress_ends_the_workers() -> None:
         run_points(company(), points(RUNS), workers=1, progress=cancel)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for child in children:
-        assert b"sim.study.worker" not in Path(f"/proc/{child}/cmdline").read_bytes()
+        assert b"sim.study.runs.worker" not in Path(f"/proc/{child}/cmdline").read_bytes()
 
 
 def test_a_killed_worker_is_one_line() -> None:
     def kill_one(fraction: float, what: str) -> None:
         for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-            if b"sim.study.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"sim.study.runs.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(int(child), signal.SIGKILL)
 
     with pytest.raises(InputError, match="ended with status -9"):

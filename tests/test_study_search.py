@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.study.distributions import parse_distribution
+from sim.scenario.conditions import Measure, parse_condition, parse_goal, parse_measure
+from sim.scenario.distributions import parse_distribution
 from sim.study.estimates import estimate, half_width, wilson
-from sim.study.expressions import Measure, parse_condition, parse_goal, parse_measure
 from sim.study.goal_seek import find_crossings
 from sim.study.indices import GRID_HIGH, GRID_LOW, LEVELS, morris, sobol
 from sim.study.inputs import Input

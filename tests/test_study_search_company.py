@@ -20,19 +20,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from engine.errors import InputError
-from sim import cli_study_search
-from sim.company import simulate
-from sim.scenario import Scenario
+from sim.cli import study_search
+from sim.company.simulate import simulate
+from sim.scenario.scenario import Scenario
 from sim.study.compare import compare
 from sim.study.differences import ABSENT, differences, grouped, hybrid, overrides_between, plain
 from sim.study.explain import explain_by_account, explain_by_assumption
 from sim.study.goal_seek import goal_seek
-from sim.study.in_words import in_words
 from sim.study.inputs import inputs_of
 from sim.study.levers import key_facts, numeric_keys, parse_lever
 from sim.study.optimise import optimise
 from sim.study.sensitivity import sensitivity
 from sim.study.shares import with_shares_kept
+from sim.study.wording import in_words
 
 HERE = {"workers": 0}
 SUPPORT_USD = 8.0
@@ -518,10 +518,10 @@ def test_groups_are_what_is_asked(startup: Scenario) -> None:
 def commands() -> typer.Typer:
     app = typer.Typer()
     for name, command in (
-        ("sensitivity", cli_study_search.sensitivity),
-        ("optimise", cli_study_search.optimise),
-        ("goal-seek", cli_study_search.goal_seek),
-        ("compare", cli_study_search.compare),
+        ("sensitivity", study_search.sensitivity),
+        ("optimise", study_search.optimise),
+        ("goal-seek", study_search.goal_seek),
+        ("compare", study_search.compare),
     ):
         app.command(name)(command)
     return app

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.timeline import timeline, write_timeline
+from sim.serving.timeline import timeline, write_timeline
 
 NAN = math.nan
 

@@ -14,15 +14,16 @@ import typer
 from typer.testing import CliRunner
 
 from engine.errors import InputError
-from sim import cli_workload, trace_fit
-from sim.arrival_fit import fit_arrivals, modulated_log_likelihood
-from sim.arrivals import GammaRenewal, GapTable, MarkovModulated, arrival_times
-from sim.conversations import closed_loop
-from sim.fit_quality import ks_distance
-from sim.trace import read_trace, write_trace
-from sim.trace_fit import FittedWorkload
-from sim.traffic import TrafficClass
-from sim.workload import generate
+from sim.cli import workload as cli_workload
+from sim.traces import fit
+from sim.traces.fit import FittedWorkload
+from sim.traces.fit_arrivals import fit_arrivals, modulated_log_likelihood
+from sim.traces.fit_quality import ks_distance
+from sim.traces.read import read_trace, write_trace
+from sim.workload.arrivals import GammaRenewal, GapTable, MarkovModulated, arrival_times
+from sim.workload.conversations import closed_loop
+from sim.workload.generate import generate
+from sim.workload.traffic_classes import TrafficClass
 
 BURSTY = MarkovModulated((1.0, 10.0), (30.0, 6.0))
 
@@ -41,7 +42,7 @@ def requests() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def fitted(requests: pd.DataFrame) -> FittedWorkload:
-    return trace_fit.fit(requests, "made up")
+    return fit.fit(requests, "made up")
 
 
 def test_poisson_is_recognised() -> None:
@@ -129,7 +130,7 @@ def test_a_generator_is_like_its_trace(requests: pd.DataFrame, fitted: FittedWor
 
 def test_real_traces_are_fitted(shared: Path) -> None:
     trace = read_trace(shared / "traces" / "azure_2023_conv.csv").head(6000)
-    quality = trace_fit.fit(trace, "azure").quality
+    quality = fit.fit(trace, "azure").quality
     assert quality is not None
     for each in quality.distributions:
         assert each.ks < 0.03
@@ -186,14 +187,14 @@ def test_what_is_no_generator_is_refused(tmp_path: Path, text: str) -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     one = pd.DataFrame({"arrived_s": [1.0, 1.0], "prompt_tokens": [1, 1], "output_tokens": [1, 1]})
     with pytest.raises(InputError, match="over no time"):
-        trace_fit.fit(one)
+        fit.fit(one)
     with pytest.raises(InputError, match="waits for another"):
-        trace_fit.fit(closed_loop(2, {"chat": 1}, requests=6, think_s_mean=1))
+        fit.fit(closed_loop(2, {"chat": 1}, requests=6, think_s_mean=1))
 
 
 def test_a_handful_of_requests_is_poisson() -> None:
     few = pd.DataFrame({"arrived_s": [0.0, 1.0, 4.0], "prompt_tokens": [5, 6, 7], "output_tokens": [1, 2, 1]})
-    found = trace_fit.fit(few)
+    found = fit.fit(few)
     assert found.arrivals.kind == "poisson"
     assert len(found.generate(requests=10)) == 10
 

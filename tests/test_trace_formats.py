@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.conversations import conversations
-from sim.trace import read_trace, read_trace_report, write_trace
-from sim.trace_checks import longest_sorted
-from sim.workload import generate
+from sim.traces.checks import longest_sorted
+from sim.traces.read import read_trace, read_trace_report, write_trace
+from sim.workload.conversations import conversations
+from sim.workload.generate import generate
 
 OWN = "arrived_s,prompt_tokens,output_tokens\n"
 BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.errors import InputError
 from engine.model_catalog import find_model
 from engine.scaling import training_hours
-from sim.checkpointing import (
+from sim.training.checkpointing import (
     best_interval_s,
     best_stretches,
     daly_interval_s,
@@ -23,7 +23,7 @@ from sim.checkpointing import (
     poisson_quantile,
     young_interval_s,
 )
-from sim.training_memory import (
+from sim.training.memory import (
     activation_bytes,
     checkpoint_bytes,
     checkpoint_write_s,
@@ -32,7 +32,7 @@ from sim.training_memory import (
     state_bytes_per_parameter,
     zero_bytes,
 )
-from sim.training_run import RunPlan, plan_run, realised, straggler_factor, training_compute
+from sim.training.run import RunPlan, plan_run, realised, straggler_factor, training_compute
 
 PAUSES_S = st.floats(0.1, 600)
 MTBF_S = st.floats(1800, 1e7)

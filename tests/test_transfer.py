@@ -25,9 +25,9 @@ from engine.serving_efficiency import ENGINES, PRECISIONS, Deployment
 from engine.serving_efficiency import step_time as engine_step_time
 from engine.step_time import RooflineStepTime
 from engine.transfer import Roofline, predict_profile, roofline_for, roofline_of, transfer
-from sim import cli
-from sim.layer_table import read_step_times
-from sim.serving import replay
+from sim.cli import main
+from sim.serving.replay import replay
+from sim.serving.step_table import read_step_times
 
 PROFILES = Path(__file__).resolve().parent / "profiles"
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "measured"
@@ -299,7 +299,7 @@ def test_a_machine_with_another_number_of_threads_is_predicted(here: str, there:
 def run(*words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["flywheel", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     captured = capsys.readouterr()
     return int(ended.value.code or 0), captured.out + captured.err
 

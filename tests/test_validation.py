@@ -17,20 +17,12 @@ from typer.testing import CliRunner
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.posterior import posterior_of
 from engine.profile import Profile
-from sim import cli_validate
-from sim.recorded import read_recorded
-from sim.serving import replay
-from sim.validation import (
-    Lengths,
-    capacity,
-    compare,
-    draw_requests,
-    measures,
-    parse_loads,
-    predict,
-)
+from sim.cli import validate
+from sim.serving.replay import replay
+from sim.validation.compare import Lengths, capacity, compare, draw_requests, measures, parse_loads, predict
+from sim.validation.posterior import posterior_of
+from sim.validation.recorded_run import read_recorded
 
 CONFIG = SchedulerConfig(num_blocks=2048)
 LENGTHS = Lengths(96.0, 24.0)
@@ -148,7 +140,7 @@ def test_a_bad_recorded_run_is_named_by_its_line(
 
 
 def invoke(*arguments: Any) -> Any:
-    return CliRunner().invoke(cli_validate.app, [str(part) for part in arguments])
+    return CliRunner().invoke(validate.app, [str(part) for part in arguments])
 
 
 @pytest.fixture
@@ -207,7 +199,7 @@ def test_the_real_model_is_predicted(tmp_path: Path) -> None:
     """The scheduler is exact on any machine, and a calibrated profile is about right on one that does nothing else."""
     pytest.importorskip("torch")
     from engine.profiler import measure_profile
-    from sim.validate_serving import validate_serving
+    from sim.validation.serving import validate_serving
 
     profile = measure_profile(budget_s=20.0, training=False)
     found = validate_serving(profile, ["0.3"], requests=40, runs=1, calibrate=True)

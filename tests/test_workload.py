@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from sim.arrivals import arrival_times, hourly_shape
-from sim.requests_frame import check_requests
-from sim.trace import read_trace
-from sim.traffic import TRAFFIC_CLASSES, TrafficClass, audio_tokens, image_tokens
-from sim.workload import generate
+from sim.traces.read import read_trace
+from sim.workload.arrivals import arrival_times, hourly_shape
+from sim.workload.generate import generate
+from sim.workload.requests import check_requests
+from sim.workload.traffic_classes import TRAFFIC_CLASSES, TrafficClass, audio_tokens, image_tokens
 
 HEADER = "arrived_s,prompt_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

@@ -93,7 +93,7 @@ def _said() -> Iterator[tuple[str, str]]:
 
 
 def _schema() -> Iterator[tuple[str, str]]:
-    from sim.schema import ScenarioFields
+    from sim.scenario.schema import ScenarioFields
 
     seen: set[type] = set()
 
@@ -102,7 +102,7 @@ def _schema() -> Iterator[tuple[str, str]]:
             return
         seen.add(section)
         path = section.__module__.replace(".", "/") + (
-            ".py" if section.__module__ != "sim.schema" else "/__init__.py"
+            ".py" if section.__module__ != "sim.scenario.schema" else "/__init__.py"
         )
         for field in section.model_fields.values():
             extra = field.json_schema_extra
@@ -120,11 +120,11 @@ def _schema() -> Iterator[tuple[str, str]]:
 
 
 def _words() -> Iterator[tuple[str, str]]:
-    from sim.ledger import Kind
-    from sim.outcome_table import OUTCOMES
+    from sim.accounting.ledger import Kind
+    from sim.scenario.outcomes import OUTCOMES
 
-    yield from (("sim/study/outcomes.py", outcome.unit) for outcome in OUTCOMES.values() if outcome.unit)
-    yield from (("sim/ledger.py", kind) for kind in get_args(Kind))
+    yield from (("sim/study/runs/outcomes.py", outcome.unit) for outcome in OUTCOMES.values() if outcome.unit)
+    yield from (("sim/accounting/ledger.py", kind) for kind in get_args(Kind))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The stages of the company, each its own SimPy process: data, training, deployment, market; and finance."""
+"""How does the company work? Its stages as SimPy processes, and what they share: world, payments, text pool."""

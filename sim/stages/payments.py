@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from simpy.events import ProcessGenerator
 
-from sim.ledger import micro
-from sim.schema.market import Terms
-from sim.world import OpenItem
+from sim.accounting.ledger import micro
+from sim.scenario.schema.market import Terms
+from sim.stages.world import OpenItem
 
 if TYPE_CHECKING:
-    from sim.schema import Finance
-    from sim.world import World
+    from sim.scenario.schema import Finance
+    from sim.stages.world import World
 
 _HOURS_PER_DAY = 24
 

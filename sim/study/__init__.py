@@ -1,1 +1,1 @@
-"""Studies: many runs of a company, for distributions, causes and best choices."""
+"""What may happen, what decides it, what is best? Many runs of a company."""

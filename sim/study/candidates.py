@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from engine.profile import Profile
-    from sim.scenario import Scenario
-    from sim.study.runs import Point
-    from sim.study.workers import Place
+    from sim.scenario.scenario import Scenario
+    from sim.study.runs.run_points import Point
+    from sim.study.runs.workers import Place
 
 Progress = Callable[[float, str], None]
 Candidate = Mapping[str, Any]  # {dotted key: value}
 
 
 class RunOptions(TypedDict, total=False):
-    """Where and how a study's runs are made: as in `sim.study.runs.run_points`."""
+    """Where and how a study's runs are made: as in `sim.study.runs.run_points.run_points`."""
 
     profile: Profile | None
     workers: int | None
@@ -60,7 +60,7 @@ class Candidates:
         self._place: Place | None = None
 
     def __enter__(self) -> Candidates:
-        from sim.study.workers import place
+        from sim.study.runs.workers import place
 
         many = os.cpu_count() or 1  # batches: enough to be worth a process for each core
         self._place = place(self._options.get("workers"), self._options.get("ray_address"), many)
@@ -91,7 +91,7 @@ class Candidates:
         Raises:
             InputError: the folder holds another study, or as `run_points`.
         """
-        from sim.study.runs import Point, run_points
+        from sim.study.runs.run_points import Point, run_points
 
         points = []
         for candidate in candidates:
@@ -138,7 +138,7 @@ def luck_of(scenario: Scenario, seeds: int, *, drawn: bool = False, fresh_after:
     Raises:
         InputError: fewer than one seed.
     """
-    from sim.study.runs import Point
+    from sim.study.runs.run_points import Point
     from sim.study.sampling import draw
 
     if seeds < 1:

@@ -11,14 +11,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from sim.outcome_table import OUTCOMES
+from sim.scenario.conditions import Measure
+from sim.scenario.outcomes import OUTCOMES
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.differences import differences, overrides_between, plain
 from sim.study.estimates import half_width
-from sim.study.expressions import Measure
 
 if TYPE_CHECKING:
-    from sim.scenario import Scenario
+    from sim.scenario.scenario import Scenario
 
 MONTHLY = ("revenue_usd", "gross_margin", "net_income_usd", "cash_usd", "customers", "replicas_mean")
 
@@ -112,7 +112,7 @@ def _monthly(
     frames: Sequence[pd.DataFrame],
     columns: Sequence[str],
 ) -> pd.DataFrame:
-    from sim.monthly import month_labels
+    from sim.company.monthly_table import month_labels
 
     parts = []
     for name, scenario, frame in zip(names, scenarios, frames, strict=True):

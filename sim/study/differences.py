@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sim.language import mark
-from sim.scenario import Scenario
+from sim.i18n.translate import mark
+from sim.scenario.scenario import Scenario
 
 ABSENT = mark("absent")  # shown for an entry that a scenario doesn't have
 # Titles, notes, what studies ask; and runs are compared at the same seeds.

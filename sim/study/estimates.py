@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.study.expressions import Measure
+from sim.scenario.conditions import Measure
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,18 +16,18 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
-from sim.ledger import MICRO_PER_USD, PROFIT_KINDS
-from sim.outcome_table import OUTCOMES
+from sim.accounting.ledger import MICRO_PER_USD, PROFIT_KINDS
+from sim.scenario.conditions import Measure, require_outcomes
+from sim.scenario.outcomes import OUTCOMES
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.differences import Difference, differences, grouped, hybrid
 from sim.study.estimates import standard_error
-from sim.study.expressions import Measure, require_outcomes
 from sim.study.shapley import Coalition, coalitions, contributions, drawn_orders, shapley
 from sim.study.waterfall import Term, waterfall
 
 if TYPE_CHECKING:
     from engine.profile import Profile
-    from sim.scenario import Scenario
+    from sim.scenario.scenario import Scenario
 
 EXACT_GROUPS = 8  # up to which every coalition is run: 256 of them
 MOST_EXACT = 12  # that may be asked for
@@ -69,7 +69,7 @@ def explain_by_account(
     Raises:
         InputError: another outcome, or as `simulate`.
     """
-    from sim.company import simulate
+    from sim.company.simulate import simulate
 
     if outcome not in BY_ACCOUNT:
         raise InputError(f"outcome {outcome}: not a sum of accounts, allowed: {', '.join(BY_ACCOUNT)}")
@@ -109,7 +109,7 @@ def explain_by_assumption(
     Args:
         a: where the explanation starts.
         b: where it ends.
-        outcome: any outcome of a run (`sim.study.outcomes`); means over common seeds.
+        outcome: any outcome of a run (`sim.study.runs.outcomes`); means over common seeds.
         names: of the two.
         seeds: runs of each coalition.
         groups: {term: the keys it stands for, or their beginnings}; by default each key alone, or by section when there

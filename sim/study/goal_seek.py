@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from sim.scenario.conditions import Condition, Measure, parse_condition, require_outcomes
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.estimates import estimate
-from sim.study.expressions import Condition, Measure, parse_condition, require_outcomes
 from sim.study.levers import key_facts, spread
 
 if TYPE_CHECKING:
-    from sim.scenario import Scenario
+    from sim.scenario.scenario import Scenario
 
 Curve = Callable[[Sequence[float]], Sequence[float]]
 _STEPS = 30  # of closing in on one crossing at most; each asks for a run per seed

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from engine.errors import InputError
-from sim.scenario_help import leaves, source_of
+from sim.scenario.fields import leaves, source_of
 from sim.study.levers import KeyFacts, key_facts, numeric_keys
 from sim.study.shares import share_families
 
 if TYPE_CHECKING:
-    from sim.scenario import Scenario
-    from sim.study.distributions import Distribution
+    from sim.scenario.distributions import Distribution
+    from sim.scenario.scenario import Scenario
 
 LOW_SHARE, HIGH_SHARE = 0.1, 0.9
 SWING = 0.2

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from engine.errors import InputError
-from sim.scenario_help import field_at, leaves, unit_of
-from sim.schema import ScenarioFields
+from sim.scenario.fields import field_at, leaves, unit_of
+from sim.scenario.schema import ScenarioFields
 
 if TYPE_CHECKING:
-    from sim.scenario import Scenario
+    from sim.scenario.scenario import Scenario
 
 _RANGE = re.compile(r"\s*(?P<low>[^.\s]*(?:\.[^.\s]+)?)\s*\.\.\s*(?P<high>\S+)\s*(?P<log>log)?\s*$")
 

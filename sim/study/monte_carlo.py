@@ -27,18 +27,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from sim.outcome_table import OUTCOMES
+from sim.scenario.conditions import Condition, Measure, parse_condition, parse_measure, require_outcomes
+from sim.scenario.outcomes import OUTCOMES
 from sim.study.estimates import estimate, half_width, wilson
-from sim.study.expressions import Condition, Measure, parse_condition, parse_measure, require_outcomes
-from sim.study.runs import Point, run_points
+from sim.study.runs.run_points import Point, run_points
+from sim.study.runs.workers import place
 from sim.study.sampling import Sampling, draw
-from sim.study.workers import place
 
 if TYPE_CHECKING:
     from engine.profile import Profile
-    from sim.company import Result
-    from sim.scenario import Scenario
-    from sim.study.workers import Place
+    from sim.company.simulate import Result
+    from sim.scenario.scenario import Scenario
+    from sim.study.runs.workers import Place
 
 Progress = Callable[[float, str], None]
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
@@ -92,7 +92,7 @@ class MonteCarlo:
     failed: int
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the single runs, for `sim.serialise.json_ready`."""
+        """Everything but the single runs, for `sim.utils.serialise.json_ready`."""
         return {
             **{name: value for name, value in vars(self).items() if name != "runs"},
             "runs": len(self.runs),
@@ -130,7 +130,7 @@ def monte_carlo(
         fans: columns of `Result.monthly` to give percentiles of by month.
         vary_world: false gives every run the scenario's own seed.
         keys: as of `sim.study.sampling.draw`.
-        profile, workers, ray_address, folder, progress, at: as of `sim.study.runs.run_points`.
+        profile, workers, ray_address, folder, progress, at: as of `sim.study.runs.run_points.run_points`.
 
     Raises:
         InputError: a condition or precision that can't be read, no run that could be made, or as `run_points`.
@@ -304,7 +304,7 @@ def outcome_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def fan(runs: pd.DataFrame, column: str, start_month: str) -> pd.DataFrame:
     """Mean and percentiles by month of a monthly column (see `MonteCarlo.fans`); shorter runs count while they last."""
-    from sim.monthly import month_labels
+    from sim.company.monthly_table import month_labels
 
     series = runs[f"month.{column}"]
     months = max(len(values) for values in series)
@@ -322,7 +322,7 @@ def fan(runs: pd.DataFrame, column: str, start_month: str) -> pd.DataFrame:
 
 def ruin_by_month(runs: pd.DataFrame, start_month: str, months: int) -> pd.DataFrame:
     """Probability that a month up to each one closed with less than nothing in the bank (see `MonteCarlo.ruin`)."""
-    from sim.monthly import month_labels
+    from sim.company.monthly_table import month_labels
 
     out = runs["out.cash_out_month_index"].to_numpy()
     rows = []

@@ -21,15 +21,15 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from sim.scenario.conditions import Condition, Goal, Measure, parse_condition, parse_goal, require_outcomes
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.estimates import estimate, half_width
-from sim.study.expressions import Condition, Goal, Measure, parse_condition, parse_goal, require_outcomes
 from sim.study.levers import Lever, parse_lever
 
 if TYPE_CHECKING:
     import optuna
 
-    from sim.scenario import Scenario
+    from sim.scenario.scenario import Scenario
 
 Evaluate = Callable[[Sequence[dict[str, Any]]], list[pd.DataFrame]]
 BATCH = 8  # candidates asked for at once: enough work for several cores, few enough to learn from
@@ -243,7 +243,7 @@ def _suggest(trial: optuna.Trial, lever: Lever) -> Any:
 
 def _today(scenario: Scenario, levers: Sequence[Lever]) -> dict[str, Any] | None:
     """The present setting as the first candidate, when all levers reach it: no search should end below it."""
-    from sim.scenario_help import leaves
+    from sim.scenario.fields import leaves
 
     values = {key: value for key, value, _ in leaves(scenario)}
     present = {}

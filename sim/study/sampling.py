@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from sim.randomness import substream
-from sim.study.copula import correlate, normal_correlation
-from sim.study.runs import Point
-from sim.study.uncertain import pairs
+from sim.scenario.correlation import correlate, normal_correlation
+from sim.scenario.uncertainty import pairs
+from sim.study.runs.run_points import Point
+from sim.utils.randomness import substream
 
 if TYPE_CHECKING:
-    from sim.scenario import Scenario
+    from sim.scenario.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 Sampling = Literal["lhs", "sobol", "random"]

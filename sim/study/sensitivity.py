@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
-from sim.language import mark
+from sim.i18n.translate import mark
+from sim.scenario.conditions import Measure, parse_measure, require_outcomes
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.estimates import Estimate, estimate, half_width
-from sim.study.expressions import Measure, parse_measure, require_outcomes
 from sim.study.indices import FloatArray, morris, sobol
 from sim.study.inputs import SWING, Input, inputs_of
 
 if TYPE_CHECKING:
-    from sim.scenario import Scenario
+    from sim.scenario.scenario import Scenario
 
 Method = Literal["tornado", "morris", "sobol"]
 MOST_SOBOL_INPUTS = 10  # of a scenario without distributions: those that a quick tornado finds largest

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import InputError
-from sim.plans import segments_of
-from sim.scenario import Scenario
-from sim.schema.market import MAIN_SEGMENT
+from sim.scenario.plans import segments_of
+from sim.scenario.scenario import Scenario
+from sim.scenario.schema.market import MAIN_SEGMENT
 
 
 def with_shares_kept(scenario: Scenario, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import pandas as pd
 
-from sim.ledger import MICRO_PER_USD
+from sim.accounting.ledger import MICRO_PER_USD
 from sim.study.shapley import whole_parts
 
 

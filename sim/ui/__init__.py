@@ -1,1 +1,1 @@
-"""Streamlit pages; `app.py` is their navigation."""
+"""What do the Streamlit pages share? `app.py` is their navigation."""

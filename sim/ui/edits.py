@@ -11,11 +11,11 @@ from typing import Any
 import streamlit as st
 
 from engine.errors import InputError
-from sim.scenario import Scenario
-from sim.scenario_help import leaves
-from sim.ui import controls
-from sim.ui.link import as_text, from_text
-from sim.ui.scenarios import load
+from sim.scenario.fields import leaves
+from sim.scenario.scenario import Scenario
+from sim.ui import sidebar
+from sim.ui.scenario_store import load
+from sim.ui.url_state import as_text, from_text
 
 
 def refused(name: str) -> dict[str, tuple[str, str]]:
@@ -74,12 +74,12 @@ def _take(name: str, changes: dict[str, Any]) -> None:
     base = load(name)
     filed, words = {key: value for key, value, _ in leaves(base)}, texts(base)
     for key, value in changes.items():
-        controls.edits_of(name).pop(key, None)
-        lever, number = controls.LEVER_OF.get(key), isinstance(value, (int, float))
+        sidebar.edits_of(name).pop(key, None)
+        lever, number = sidebar.LEVER_OF.get(key), isinstance(value, (int, float))
         if lever is not None:
             moved = number and value != filed.get(key)
             st.session_state[lever.name] = lever.on_screen(value if moved else filed.get(key))
             if moved:
                 continue
         if as_text(value) != words.get(key):
-            controls.edits_of(name)[key] = value
+            sidebar.edits_of(name)[key] = value

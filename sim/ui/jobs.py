@@ -23,12 +23,12 @@ import streamlit as st
 
 from engine.errors import InputError
 from engine.profile import Profile
-from sim.language import language, mark, speaking
-from sim.paths import resolve_profile
+from sim.i18n.translate import language, mark, speaking
+from sim.utils.paths import resolve_profile
 
 if TYPE_CHECKING:
-    from sim.company import Result
-    from sim.scenario import Scenario
+    from sim.company.simulate import Result
+    from sim.scenario.scenario import Scenario
 
 T = TypeVar("T")
 Tell = Callable[[float, str], None]
@@ -151,7 +151,7 @@ class Bench:
         profile = profile_of(scenario.deployment.model)
 
         def simulated(tell: Tell) -> Result:
-            from sim.company import simulate
+            from sim.company.simulate import simulate
 
             return simulate(scenario, seed=seed, profile=profile, progress=tell)
 

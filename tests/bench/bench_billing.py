@@ -26,9 +26,9 @@ from helpers_postgres import new_database
 from engine.api_keys import ApiKeys
 from engine.metering import Meter, TokenPrices, Usage
 from engine.usage_database import REQUESTS, month_bounds_s, open_database, writing
-from sim.billing import bill
-from sim.invoice_files import write_bill
-from sim.scenario import Scenario
+from sim.billing.invoice_files import write_bill
+from sim.billing.invoices import bill
+from sim.scenario.scenario import Scenario
 
 ROWS, CUSTOMERS, KEYS_EACH = 100_000, 20, 3
 MONTH = f"{datetime.now(UTC):%Y-%m}"

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sim import Scenario, simulate
-from sim.report import write_outputs
+from sim.outputs import write_outputs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -26,9 +26,9 @@ from engine.errors import InputError
 from engine.openai_client import Endpoint
 from engine.profile import Measurement, Profile
 from engine.profiler import fit_and_judge
-from sim.capacity import capacity_surface
-from sim.cli_endpoint import checked_with_backlog
-from sim.goals import Objective
+from sim.capacity.goals import Objective
+from sim.capacity.surface import capacity_surface
+from sim.cli.load import checked_with_backlog
 
 TRAFFIC = {"chat": 1.0}
 

@@ -6,7 +6,7 @@ The job is that of the best-known open simulator (Vidur, CodeLlama-34B on two A1
 requests/s, chunk 512, batch ≤ 128), whose own run of it took 5.95 s of wall time on two cores (336 requests/s, start
 excluded; `../shared/measured`). A fresh process does the job here, so that start and memory count; then a day of a
 million requests over 32 replicas, 10⁴ to 10⁶ requests on one, a real trace, and a capacity surface from scratch. The
-readable replicas (`sim/replica.py`) run beside the compiled ones.
+readable replicas (`sim/serving/replica.py`) run beside the compiled ones.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import pandas as pd
 from engine.batch import SchedulerConfig
 from engine.profile import Profile
 from engine.step_time import RooflineStepTime
-from sim.paths import resolve_profile
-from sim.serving import replay_with_stats
-from sim.serving_metrics import littles_law_error, summary
+from sim.serving.metrics import littles_law_error, summary
+from sim.serving.replay import replay_with_stats
+from sim.utils.paths import resolve_profile
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEER_S, PEER_REQUESTS = 5.95, 2000
@@ -47,7 +47,7 @@ STEP_S = RooflineStepTime(
 
 def conversation(requests: int, rate_rps: float) -> pd.DataFrame:
     """Requests with the lengths of the Azure conversation trace 2023 (lognormal by median and mean)."""
-    from sim.workload import generate
+    from sim.workload.generate import generate
 
     return generate({"chat": 1.0}, rate_rps, requests=requests, rng=0, max_context_tokens=4096)
 
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def _real_trace() -> None:
-    from sim.trace import read_trace
+    from sim.traces.read import read_trace
 
     path = SHARED / "traces" / "azure_2023_conv.csv"
     if not path.is_file():
@@ -127,8 +127,8 @@ def _real_trace() -> None:
 
 
 def _surface() -> None:
-    from sim.capacity import capacity_surface
-    from sim.goals import Objective
+    from sim.capacity.goals import Objective
+    from sim.capacity.surface import capacity_surface
 
     profile = Profile.load(resolve_profile("smollm2-135m"))
     objective = Objective(ttft_p95_s=10.0, tpot_p95_s=0.5)

@@ -1,0 +1,1 @@
+"""What do the books say? Double entry, the three statements, SaaS metrics."""

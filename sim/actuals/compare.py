@@ -1,0 +1,325 @@
+"""Plan against actual: the plan's run, the books of what happened, what that says of the assumptions, and what follows.
+
+Models a month-end review. The plan is a run of the scenario; the actual months stand in books of the same chart
+(`sim.actuals.books`); their difference is explained (`sim.actuals.variance`); the scenario is calibrated from what was
+measured (`sim.actuals.calibration`) and goes on from the month after, with the customers and the money that are there
+(`sim.actuals.rebase`). The forecast is one run of it and, where asked for, many runs over its uncertainty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from engine.errors import InputError
+from sim.accounting.ledger import MICRO_PER_USD
+from sim.actuals.books import RENTED, Books, keep_books
+from sim.actuals.calibration import Calibration, calibrate
+from sim.actuals.estimates import ratio
+from sim.actuals.measured import Seen
+from sim.actuals.meter import Metered, read_meter
+from sim.actuals.rebase import moved_on, segment_key
+from sim.actuals.subscriptions import Lives, read_lives
+from sim.actuals.tables import account_table, by_month, fan_columns, revenue_table, usage_table
+from sim.actuals.traffic import Traffic, read_traffic
+from sim.billing.charges import month_index, plans_of
+
+if TYPE_CHECKING:
+    from engine.profile import Profile
+    from sim.actuals.bank import Bank
+    from sim.capacity.surface import CapacitySurface
+    from sim.company.simulate import Result
+    from sim.scenario.scenario import Scenario
+    from sim.study.monte_carlo import MonteCarlo
+
+Progress = Callable[[float, str], None]
+AHEAD_MONTHS = 12  # of a forecast, when the plan's own months are over
+
+
+@dataclass(frozen=True)
+class Actuals:
+    """A finished comparison.
+
+    `months`: one row for each month and measure: month, measure, planned, actual, forecast, forecast_low,
+    forecast_high (5 and 95 % of the runs), NaN where there is nothing. `accounts`: as `account_variance`. `revenue` and
+    `usage`: one row per month with planned, actual and the causes between them, in micro-dollars and tokens. `notes`:
+    what was assumed or left out, in plain English.
+    """
+
+    plan: Result
+    first: int  # the plan's month that is the first of the comparison
+    metered: Metered
+    books: Books
+    lives: Lives
+    traffic: Traffic
+    calibration: Calibration
+    calibrated: Scenario
+    forecast: Result
+    study: MonteCarlo | None
+    months: pd.DataFrame
+    accounts: pd.DataFrame
+    revenue: pd.DataFrame
+    usage: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def plan_against_actual(
+    scenario: Scenario,
+    database: str,
+    bank: Bank | None = None,
+    *,
+    months: str | None = None,
+    now_s: float,
+    default_plan: str | None = None,
+    inactive_months: int = 1,
+    ahead_months: int | None = None,
+    runs: int = 0,
+    workers: int | None = None,
+    profile: Profile | None = None,
+    surface: CapacitySurface | None = None,
+    progress: Progress | None = None,
+) -> Actuals:
+    """Compare a plan with what the meter and the bank say, calibrate it, and forecast on from there.
+
+    Args:
+        scenario: the plan.
+        database: URL of the usage database.
+        bank: rows of the bank; None: only what is metered is compared.
+        months: "2026-08..2026-11"; None: from the first request to the last month that is over.
+        now_s: unix time [s].
+        default_plan: of keys that name none.
+        inactive_months: whole months without a request after which a customer of a plan without a fee counts as lost.
+        ahead_months: length of the forecast; None: to the end of the plan, at least 12 months.
+        runs: of the forecast over its uncertainty; 0: one run and no band.
+        workers: processes for those.
+        profile, surface: as of `sim.company.simulate.simulate`, of the plan.
+        progress: called with (fraction done, what is being done).
+
+    Raises:
+        InputError: months that the plan doesn't have, a wrong option, an unusable database or key.
+    """
+    from sim.company.simulate import simulate
+    from sim.study.monte_carlo import monte_carlo
+
+    report = progress or (lambda fraction, what: None)
+    _check(inactive_months, ahead_months, runs)
+    metered = read_meter(database, months, now_s=now_s, progress=_part(report, 0.0, 0.3))
+    first = _first(scenario, metered)
+    plan = simulate(scenario, profile=profile, surface=surface, progress=_part(report, 0.3, 0.4))
+    report(0.4, "keeping the books")
+    opening = round(_cash_before(plan, first) * MICRO_PER_USD)
+    books = keep_books(metered, scenario, bank, planned_opening_micro=opening, default_plan=default_plan)
+    lives = read_lives(metered, scenario, inactive_months=inactive_months, default_plan=default_plan)
+    report(0.45, "calibrating")
+    traffic = read_traffic(metered.by_hour, metered.start_s, metered.sample, scenario.market.traffic)
+    seen = Seen(metered, lives, books, traffic, plan, first)
+    calibration = calibrate(seen)
+    calibrated, notes = _calibrated(seen, calibration, ahead_months)
+    report(0.5, "forecasting")
+    same_load = dict(calibrated.market.traffic) == dict(scenario.market.traffic)
+    forecast = simulate(
+        calibrated, profile=plan.profile, surface=plan.surface if same_load else None,
+        progress=_part(report, 0.5, 0.6),
+    )  # fmt: skip
+    priced = _machine_price(seen, calibrated, forecast)
+    if priced is not None:
+        calibrated = priced
+        forecast = simulate(calibrated, profile=plan.profile, surface=forecast.surface)
+    study = None
+    if runs:
+        study = monte_carlo(
+            calibrated, runs=runs, fans=fan_columns(), profile=plan.profile, workers=workers,
+            progress=_part(report, 0.6, 1.0),
+        )  # fmt: skip
+    report(1.0, "done")
+    return Actuals(
+        plan=plan,
+        first=first,
+        metered=metered,
+        books=books,
+        lives=lives,
+        traffic=traffic,
+        calibration=calibration,
+        calibrated=calibrated,
+        forecast=forecast,
+        study=study,
+        months=by_month(seen, forecast, study),
+        accounts=account_table(seen),
+        revenue=revenue_table(seen),
+        usage=usage_table(seen),
+        notes=(*_notes(seen, bank), *notes),
+    )
+
+
+def _check(inactive_months: int, ahead_months: int | None, runs: int) -> None:
+    for name, value, low, high in (
+        ("inactive-months", inactive_months, 1, 24),
+        ("ahead", AHEAD_MONTHS if ahead_months is None else ahead_months, 1, 240),
+        ("runs", runs, 0, 1_000_000),
+    ):
+        if not low <= value <= high:
+            raise InputError(f"{name}: found {value}, allowed: {low} to {high:,}")
+
+
+def _first(scenario: Scenario, metered: Metered) -> int:
+    first = month_index(metered.months[0]) - month_index(scenario.start_month)
+    if first < 0 or first + len(metered.months) > scenario.horizon_months:
+        raise InputError(
+            f"months: found {metered.months[0]}..{metered.months[-1]}, allowed: months of the plan, which has "
+            f"{scenario.horizon_months} from {scenario.start_month} on (--months, or --set start_month=YYYY-MM)"
+        )
+    return first
+
+
+def _cash_before(plan: Result, month: int) -> float:
+    """The plan's cash [USD] when a month begins."""
+    if month == 0:
+        return plan.scenario.finance.initial_cash_usd
+    return float(plan.monthly["cash_usd"].iloc[month - 1])
+
+
+def _calibrated(seen: Seen, calibration: Calibration, ahead_months: int | None) -> tuple[Scenario, list[str]]:
+    """The scenario of the months to come, and what is left out of it."""
+    from sim.scenario.scenario import Scenario
+
+    plan, behind = seen.plan, seen.first + seen.months
+    changes, left_out = moved_on(plan, behind)
+    changes |= calibration.changes
+    ahead = ahead_months or max(AHEAD_MONTHS, plan.scenario.horizon_months - behind)
+    changes["horizon_months"] = ahead
+    opening, customers = _opening_cash(seen), _customers_left(seen)
+    for name, count in customers.items():
+        segment, _, short = name.rpartition("/")
+        changes[f"{segment_key(segment or 'main')}.plans.{short}.initial_customers"] = count
+    changes["finance.initial_cash_usd"] = max(0.0, round(opening, 6))
+    # Comments of the file are about the plan; a copy without them says each key's meaning.
+    start = Scenario.parse(plan.scenario.plain(), file=f"{plan.scenario.name}, calibrated")
+    scenario = start.override({key: _rounded(value) for key, value in changes.items()})
+    span = f"{seen.metered.months[0]}…{seen.metered.months[-1]}"
+    sources = dict(scenario.sources) | {
+        key: f"measured: meter {span}" for key in calibration.changes if not key.startswith("finance.")
+    }
+    sources |= {key: f"measured: bank {span}" for key in calibration.changes if key.startswith("finance.")}
+    money = (
+        f"bank {span}, with what customers owe and less what is owed" if seen.books.has_bank else "the plan"
+    )
+    sources["finance.initial_cash_usd"] = (
+        f"measured: {money}" if seen.books.has_bank else "the plan: no bank rows"
+    )
+    for name in customers:
+        segment, _, short = name.rpartition("/")
+        at = f"{segment_key(segment or 'main')}.plans.{short}.initial_customers"
+        sources[at] = f"measured: meter {seen.metered.months[-1]}, less the churn expected at its end"
+    scenario = scenario.override({"sources": sources})
+    notes = [
+        f"The forecast leaves out {key}: it was begun before and can't be begun again." for key in left_out
+    ]
+    if opening < 0:
+        notes.append(
+            f"More is owed than there is in the bank ({opening:,.2f} USD): the forecast begins with nothing."
+        )
+    notes.append("The model's quality, rivals and prices elsewhere are the plan's: no meter sees them.")
+    return scenario, notes
+
+
+def _rounded(value: Any) -> Any:
+    """To the digits that a file keeps, so that the saved scenario is this one."""
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def _opening_cash(seen: Seen) -> float:
+    """Cash [USD] at the end, as if what customers owe and what is owed were settled: a run begins without either."""
+    if not seen.books.has_bank:
+        return _cash_before(seen.plan, seen.first + seen.months)
+    ledger = seen.books.ledger
+    settled = sum(
+        ledger.balance_micro(account) for account in ("cash", "receivable", "payable", "sales_tax_payable")
+    )
+    return settled / MICRO_PER_USD
+
+
+def _customers_left(seen: Seen) -> dict[str, int]:
+    """Customers of each plan after the last month: those of that month, less the churn expected at its end."""
+    left = {}
+    for name, (_, settings) in plans_of(seen.plan.scenario).items():
+        there = [life for life in seen.lives.of(name) if life.is_there(seen.months - 1)]
+        if there and there[0].by_fee:
+            left[name] = sum(not life.ended for life in there)
+            continue
+        gone, cases = seen.lives.churn(name, settings)
+        churn = (gone + 0.5) / (cases + 1) if cases else settings.churn_per_month
+        left[name] = round(sum(not life.ended for life in there) * (1 - churn))
+    return left
+
+
+def _machine_price(seen: Seen, calibrated: Scenario, forecast: Result) -> Scenario | None:
+    """The price of a machine at which the forecast's serving costs what serving did cost, per token.
+
+    The fleet doesn't depend on its price, so one run tells. Only with bank rows of machines: the meter's cost is that
+    of busy machines alone.
+    """
+    income = seen.books.statements.income()
+    if not seen.books.has_bank or float(income["serving_reserved"].sum()) <= 0:
+        return None
+    tokens = [sum(one.prompt_tokens + one.output_tokens for one in used) for used in seen.metered.used]
+    paid = ratio(sum(income[account] for account in RENTED), np.array(tokens) / 1e6)
+    modelled = float(forecast.monthly["serving_cost_usd_per_mtok"].iloc[0])
+    if paid is None or not modelled > 0:
+        return None
+    price = calibrated.deployment.replica_price_usd_per_hour
+    if price is None:
+        price = forecast.profile.hardware.price_usd_per_hour
+    key = "deployment.replica_price_usd_per_hour"
+    usual = float(price)
+    changed = calibrated.override({key: paid.through(lambda value: value / modelled * usual).text()})
+    span = f"{seen.metered.months[0]}…{seen.metered.months[-1]}"
+    return changed.override({"sources": dict(changed.sources) | {key: f"measured: bank and meter {span}"}})
+
+
+def _notes(seen: Seen, bank: Bank | None) -> list[str]:
+    notes, lives = [], seen.lives
+    if bank is None:
+        notes.append(
+            "No bank rows: cash and cost other than serving are not compared; opening cash is the plan's. "
+            "The meter's cost is that of busy machines alone, the plan's that of all of them."
+        )
+    else:
+        if seen.books.opening_is_planned:
+            notes.append(
+                f"{bank.file} has no row {'opening_cash'!r}: what was in the bank before is the plan's cash."
+            )
+        if bank.repeated_lines:
+            notes.append(f"Left out as repeated: {_lines(bank.repeated_lines)} of {bank.file}.")
+        if seen.books.outside_lines:
+            notes.append(
+                f"Left out as outside of these months: {_lines(seen.books.outside_lines)} of {bank.file}."
+            )
+    if seen.metered.is_preliminary:
+        notes.append(f"{seen.metered.months[-1]} is still running: its numbers are preliminary.")
+    unknown = sum(len(bill.unassigned) for bill in seen.books.bills)
+    if unknown:
+        notes.append(
+            "Usage of keys that the database doesn't know is in cost and tokens, and billed to nobody."
+        )
+    if lives.unknown_keys:
+        notes.append(f"{lives.unknown_keys} keys are on no plan of the scenario and count as no customer.")
+    if lives.never_used:
+        notes.append(
+            f"{lives.never_used} customers without a fee signed up and never asked: they count as none."
+        )
+    rule = "month" if lives.inactive_months == 1 else f"{lives.inactive_months} months"
+    notes.append(f"Lost: a customer without a fee who asks nothing for a whole {rule}, or whose keys end.")
+    return notes
+
+
+def _lines(lines: Sequence[int]) -> str:
+    shown = ", ".join(f"{line:,}" for line in lines[:5])
+    return f"line{'s' if len(lines) > 1 else ''} {shown}{', …' if len(lines) > 5 else ''} ({len(lines):,} in all)"
+
+
+def _part(report: Progress, low: float, high: float) -> Progress:
+    return lambda fraction, what: report(low + (high - low) * fraction, what)

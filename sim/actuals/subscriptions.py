@@ -1,0 +1,216 @@
+"""Customers in the meter: when each joined, when he was seen last, who left and who began to pay.
+
+Models the reading of a customer base from its keys. A subscription is a customer on a plan: his keys on it together.
+It begins with its first key. It ends
+
+- on a plan with a fee or a contract: when its last key ends (until then the fee is owed, used or not);
+- on other plans: in the month of its last request, when a stated number of whole months without any follows
+  (`inactive_months`), or when its last key ends. The last `inactive_months` of the comparison can't tell, so they count
+  in no churn.
+
+Somebody on a free plan converts in the month in which he gets a key on the plan that it converts to; from then on he is
+counted there alone. Who never asked anything, on a plan without a fee, was never a customer. On a plan with a trial its
+months are no churn: who asks nothing after them didn't convert.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sim.actuals.meter import Metered, month_fraction
+from sim.billing.charges import last_month, month_index, plans_of
+
+if TYPE_CHECKING:
+    from engine.api_keys import ApiKey
+    from sim.scenario.scenario import Scenario
+    from sim.scenario.schema import Plan
+
+
+@dataclass
+class Life:
+    """One subscription; months are counted from the first of the comparison, below 0 before it.
+
+    `last`: the last month in which it was a customer, as far as seen. `ended`: it is known to have left at the end of
+    `last`. `converted`: the month from which it is counted on another plan. `use`: by month: requests, prompt, cached
+    and output tokens; `exposure`: part of each month in which it was a customer.
+    """
+
+    customer: str
+    plan: str
+    joined: int
+    last: int
+    ended: bool
+    by_fee: bool
+    converted: int | None = None
+    came_from: str | None = None  # the free plan that it converted from
+    use: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
+    exposure: dict[int, float] = field(default_factory=dict)
+
+    def is_there(self, month: int) -> bool:
+        """Whether it was a customer in this month."""
+        return self.joined <= month <= self.last
+
+
+@dataclass(frozen=True)
+class Lives:
+    """All subscriptions of the comparison's months.
+
+    `sure_months`: how many of the months can tell who left, by usage. `never_used`: signed up, never asked.
+    """
+
+    lives: tuple[Life, ...]
+    months: int
+    inactive_months: int
+    never_used: int
+    unknown_keys: int
+
+    @property
+    def sure_months(self) -> int:
+        """Months from the first on in which a departure would have been seen."""
+        return max(0, self.months - self.inactive_months)
+
+    def of(self, plan: str) -> list[Life]:
+        """The subscriptions of a plan."""
+        return [life for life in self.lives if life.plan == plan]
+
+    def count(self, plan: str, month: int) -> int:
+        """Customers of a plan who were there in a month."""
+        return sum(life.is_there(month) for life in self.of(plan))
+
+    def churn(self, plan: str, settings: Plan) -> tuple[int, int]:
+        """(left, cases): months of customers who could have left at their end; on a contract the ends of terms."""
+        left = cases = 0
+        trial = settings.trial.months if settings.trial is not None else 0
+        for life in self.of(plan):
+            until = self.months if life.by_fee else self.sure_months
+            for month in range(max(0, life.joined + trial), min(life.last + 1, until)):
+                if settings.contract is not None and (month - life.joined + 1) % settings.contract.months:
+                    continue
+                cases += 1
+                left += life.ended and month == life.last and life.converted is None
+        return left, cases
+
+    def conversions(self, plan: str) -> tuple[int, int]:
+        """(converted, cases): months at whose beginning a customer of a free plan could have begun to pay."""
+        converted = cases = 0
+        for life in self.of(plan):
+            cases += max(0, min(life.last + 1, self.months) - max(0, life.joined))
+            if life.converted is not None and 0 <= life.converted < self.months:
+                cases += life.converted > life.last  # the month of the change itself was open too
+                converted += 1
+        return converted, cases
+
+    def trials(self, plan: str, trial_months: int) -> tuple[int, int]:
+        """(began to pay, trials that ended and whose outcome is known)."""
+        paying = ended = 0
+        for life in self.of(plan):
+            ends = life.joined + trial_months  # the first paid month
+            if life.joined < 0 or ends >= (self.months if life.by_fee else self.sure_months):
+                continue
+            ended += 1
+            paying += life.last >= ends
+        return paying, ended
+
+    def joined(self, plan: str, month: int) -> int:
+        """New in a month, without those who came from a free plan."""
+        return sum(life.joined == month and life.came_from is None for life in self.of(plan))
+
+
+def read_lives(
+    metered: Metered, scenario: Scenario, *, inactive_months: int = 1, default_plan: str | None = None
+) -> Lives:
+    """Read all subscriptions (see the module for the rules)."""
+    plans = {name: plan for name, (_, plan) in plans_of(scenario).items()}
+    grouped: dict[tuple[str, str], list[ApiKey]] = defaultdict(list)
+    unknown = 0
+    for key in sorted(metered.keys, key=lambda key: key.created_s):
+        plan = key.plan or default_plan
+        if plan is None or plan not in plans:
+            unknown += 1
+        elif key.created_s < metered.end_s:
+            grouped[key.customer, plan].append(key)
+    rows: dict[tuple[str, int], object] = {
+        (str(row.key_id), int(str(row.month_index))): row for row in metered.by_key.itertuples(index=False)
+    }
+    lives: dict[tuple[str, str], Life] = {}
+    never_used = 0
+    unused: list[tuple[str, str]] = []
+    for (customer, plan), keys in grouped.items():
+        life = _life(metered, customer, plan, keys, plans[plan], rows, inactive_months)
+        if life is None:
+            # He may have begun to pay before he asked anything for free: that is known after all are read.
+            joined = metered.month_at(keys[0].created_s)
+            life = Life(customer, plan, joined, joined - 1, False, False)
+            unused.append((customer, plan))
+        lives[customer, plan] = life
+    _convert(lives, scenario)
+    for name in unused:
+        if lives[name].converted is None:
+            never_used += lives.pop(name).joined >= 0
+    return Lives(tuple(lives.values()), len(metered.months), inactive_months, never_used, unknown)
+
+
+def _life(
+    metered: Metered,
+    customer: str,
+    plan: str,
+    keys: list[ApiKey],
+    settings: Plan,
+    rows: dict[tuple[str, int], object],
+    inactive_months: int,
+) -> Life | None:
+    from sim.scenario.plans import is_paying
+
+    months = len(metered.months)
+    use: dict[int, tuple[int, int, int, int]] = {}
+    last_s = -math.inf
+    for month in range(months):
+        found = [rows[key.key_id, month] for key in keys if (key.key_id, month) in rows]
+        if found:
+            names = ("requests", "prompt_tokens", "cached_tokens", "output_tokens")
+            sums = [sum(int(getattr(row, name)) for row in found) for name in names]
+            use[month] = (sums[0], sums[1], sums[2], sums[3])
+            last_s = max(last_s, *(float(getattr(row, "last_s")) for row in found))  # noqa: B009
+    by_fee = is_paying(settings) and (settings.monthly_fee_usd > 0 or settings.contract is not None)
+    ends = max(last_month(key) for key in keys) - month_index(metered.months[0])
+    joined = metered.month_at(keys[0].created_s)
+    if by_fee:
+        last, ended = int(min(ends, months - 1)), ends < months
+        if last < 0:
+            return None
+    else:
+        if not use:
+            return None
+        last = max(use)
+        joined = min(joined, min(use))
+        ended = last < months - inactive_months or ends < months
+    life = Life(customer, plan, joined, last, bool(ended), by_fee, use=use)
+    born_s, end_s = keys[0].created_s, max(key.ends_s for key in keys)
+    for month in range(max(0, joined), last + 1):
+        label = metered.months[month]
+        begins = month_fraction(label, born_s)
+        until = month_fraction(label, end_s) if math.isfinite(end_s) else 1.0
+        if life.ended and month == last and not by_fee:
+            until = min(until, month_fraction(label, last_s))
+        life.exposure[month] = max(until - begins, 0.0)
+    return life
+
+
+def _convert(lives: dict[tuple[str, str], Life], scenario: Scenario) -> None:
+    """Tell who moved from a free plan to the one that it converts to."""
+    for name, (_, plan) in plans_of(scenario).items():
+        if plan.converts_to is None:
+            continue
+        segment, slash, _ = name.rpartition("/")
+        target = f"{segment}{slash}{plan.converts_to}"
+        for (customer, on), life in lives.items():
+            after = lives.get((customer, target)) if on == name else None
+            if after is None or after.joined < life.joined or after.last < after.joined:
+                continue
+            life.converted, after.came_from = after.joined, name
+            life.last = min(life.last, after.joined - 1)
+            for month in [month for month in life.exposure if month >= after.joined]:
+                del life.exposure[month]

@@ -1,0 +1,1 @@
+"""What does a customer owe? From the meter to invoices."""

@@ -1,0 +1,167 @@
+"""The command `flywheel scaling`: measure loss(N, D) on a ladder of small trainings, for a scenario to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.errors import InputError
+from sim.cli.terminal import JsonFlag, print_grid, print_json, progress_bar
+from sim.cli.train import LibraryOption, TextsArgument
+
+if TYPE_CHECKING:
+    from engine.scaling import ScalingConstants
+
+# What the command takes unless told otherwise, and the app's Training lab always.
+SIZES = "2x32,2x48,2x72,3x96"
+VOCAB_SIZE = 512
+LIBRARY_MB = 4.0
+RECIPE: dict[str, Any] = {
+    "architecture": "bloom",
+    "batch_sequences": 8,
+    "sequence_tokens": 64,
+    "learning_rate": 4e-3,
+}
+
+
+def scaling(
+    texts: TextsArgument = None,
+    out: Annotated[Path, typer.Option(help="Where to write the law.")] = Path("out/scaling.json"),
+    sizes: Annotated[str, typer.Option(help="LAYERSxWIDTH of each model, at least three.")] = SIZES,
+    token_counts: Annotated[int, typer.Option(min=3, max=8, help="Each twice the one before.")] = 4,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Time to train for, about.")] = 3.0,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=2, help="Steps of the longest run instead of --minutes: the same law on each call."),
+    ] = None,
+    architecture: Annotated[str, typer.Option(help="bloom, llama or gpt2.")] = RECIPE["architecture"],
+    vocab_size: Annotated[
+        int, typer.Option(min=257, help="Of a byte-level BPE learnt from the texts.")
+    ] = VOCAB_SIZE,
+    batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = RECIPE[
+        "batch_sequences"
+    ],
+    sequence_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = RECIPE[
+        "sequence_tokens"
+    ],
+    learning_rate: Annotated[
+        float, typer.Option(help="At width 64; falls with the root of the width.")
+    ] = RECIPE["learning_rate"],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the products: float32 or bfloat16.")] = "float32",
+    library_mb: LibraryOption = LIBRARY_MB,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data order and bootstrap.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train several sizes on several token counts and fit L(N, D) = E + A/N^alpha + B/D^beta with its uncertainty."""
+    from engine.data import read_documents
+    from engine.ladder import measure_law
+    from engine.model import quiet
+    from engine.standard_library import standard_library
+    from engine.train_config import TrainConfig
+
+    chosen = parse_sizes(sizes)
+    config = TrainConfig(
+        architecture=architecture,
+        steps=steps or 1,
+        batch_sequences=batch_sequences,
+        sequence_tokens=sequence_tokens,
+        learning_rate=learning_rate,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    name = ", ".join(map(str, texts)) if texts else "Python's standard library"
+    with progress_bar("scaling") as report, quiet():
+        documents = read_documents(texts) if texts else standard_library(library_mb)
+        ladder = measure_law(
+            documents,
+            config,
+            chosen,
+            vocab_size=vocab_size,
+            token_counts=token_counts,
+            budget_s=60 * minutes,
+            text=name,
+            progress=report,
+        )
+    ladder.save(out)
+    found = ladder.to_json()
+    keys = scenario_keys(ladder.law)
+    if as_json:
+        found.pop("draws")
+        print_json({"file": str(out), **found, "scenario": keys})
+        return
+    _print(found, config.steps, ladder.training_s)
+    print("In a scenario, in place of the published constants:")
+    print("training:")
+    for key, value in keys.items():
+        print(f"  {key.removeprefix('training.')}: {value:.6g}")
+    print(f"Law: {out}")
+
+
+def scenario_keys(law: ScalingConstants) -> dict[str, float]:
+    """The keys of a scenario that hold the constants of the law: dotted key to value."""
+    return {
+        "training.loss_irreducible": law.E,
+        "training.loss_a": law.A,
+        "training.loss_alpha": law.alpha,
+        "training.loss_b": law.B,
+        "training.loss_beta": law.beta,
+    }
+
+
+def parse_sizes(text: str) -> list[tuple[int, int]]:
+    """(layers, width) of "2x32,3x96".
+
+    Raises:
+        InputError: a word is not LAYERSxWIDTH.
+    """
+    sizes = []
+    for word in text.split(","):
+        layers, cross, width = word.strip().partition("x")
+        if not (cross and layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
+            raise InputError(f"--sizes: found {word.strip()!r}; allowed is LAYERSxWIDTH, 2x32 for one")
+        sizes.append((int(layers), int(width)))
+    return sizes
+
+
+def _print(found: dict[str, Any], steps: int, seconds: float) -> None:
+    from sim.i18n import numbers
+
+    tokens = sorted({point["tokens"] for point in found["points"]})
+    losses = {(point["parameters"], point["tokens"]): point["loss"] for point in found["points"]}
+    print_grid(
+        f"Validation loss in nats per token; {numbers.seconds(seconds)}, {numbers.count(found['training_flop'])} FLOP",
+        ["parameters", *(f"{numbers.count(d)} tokens" for d in tokens)],
+        [
+            [
+                numbers.count(n),
+                *(f"{losses[n, d]:.3f}" if (n, d) in losses else numbers.UNKNOWN for d in tokens),
+            ]
+            for n in sorted({n for n, _ in losses})
+        ],
+    )
+    print_grid(
+        "L = E + A / N^alpha + B / D^beta",
+        ["constant", "fitted", f"{numbers.percent(found['level'])} interval"],
+        [
+            [name, f"{found['constants'][name]:.4g}", f"{low:.4g} – {high:.4g}"]
+            for name, (low, high) in found["intervals"].items()
+        ],
+    )
+    held = found["held_out"]
+    print(
+        f"Error on its own points: {numbers.percent(found['median_relative_error'], 1)} (median); fitted without the "
+        f"largest size, it misses that by {numbers.percent(held['largest_size_median_error'], 1)}; without the most "
+        f"tokens, by {numbers.percent(held['most_tokens_median_error'], 1)}."
+    )
+    if found["undetermined"]:
+        print(
+            f"These points leave {', '.join(found['undetermined'])} open: don't use the law for other sizes; "
+            "measure more of them, further apart, or for more minutes."
+        )
+    print(
+        "It holds where it was measured; far from there it is an extrapolation, and the interval doesn't know that."
+    )

@@ -1,0 +1,122 @@
+"""How the commands answer: a table for a person, or JSON for a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.profile import Profile
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a script to read.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one assumption; repeatable."),
+]
+
+
+def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
+    """`key=value` words to {dotted key: value}; values are read as YAML scalars, like in the file.
+
+    Raises:
+        InputError: no `key=value`, or a value that is not YAML.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {pair}: found no KEY=VALUE; write for example --set horizon_months=24")
+        try:
+            values[key.strip()] = YAML(typ="safe", pure=True).load(text)
+        except YAMLError:
+            raise InputError(f"--set {pair}: the value {text!r} is not a YAML value") from None
+    return values
+
+
+def _console() -> Console:
+    """Standard output; a file or a pipe has no width, so it gets one that tables fit in."""
+    # Names of files and classes are shown as they are: brackets are no markup, colons no emoji.
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(width=120, markup=False, emoji=False)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print a result; numbers that JSON doesn't know become null."""
+    from sim.utils.serialise import json_ready
+
+    print(json.dumps(json_ready(value), indent=2))
+
+
+def print_table(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print (label, value) rows."""
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    table.add_column(style="dim")
+    table.add_column(justify="right", overflow="fold")
+    for label, value in rows:
+        table.add_row(label, value)
+    _console().print(table)
+
+
+def print_grid(title: str, head: list[str], rows: list[list[str]]) -> None:
+    """Print a table with a head; the first column names the rows."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(head[0], style="dim")
+    for name in head[1:]:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> None:
+    """Write a profile to `target` and say what is in it."""
+    from engine.profile import describe
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    profile.save(target)
+    rows = describe(profile)
+    if as_json:
+        print_json({"profile": str(target), "content_hash": profile.content_hash, **dict(rows)})
+    else:
+        print_table(f"{model} on {profile.hardware.name}", rows)
+        print(f"Profile: {target}")
+
+
+@contextmanager
+def progress_bar(title: str, redraws_per_s: float = 10.0) -> Iterator[Callable[[float, str], None]]:
+    """A progress bar on standard error; yields report(fraction done, what is being done).
+
+    With 0 redraws per second it is drawn at reports only: drawing takes time from what is measured meanwhile.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    errors = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=errors, transient=True, disable=not errors.is_terminal, auto_refresh=redraws_per_s > 0,
+        refresh_per_second=redraws_per_s or 1.0,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=1.0)
+
+        def report(fraction: float, what: str = "") -> None:
+            described = f"{title}: {what}" if what else title
+            bar.update(task, completed=fraction, description=described, refresh=not redraws_per_s)
+
+        yield report

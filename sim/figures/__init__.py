@@ -1,0 +1,1 @@
+"""How does it look? One set of Plotly figures for the app and all reports."""

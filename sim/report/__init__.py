@@ -1,0 +1,1 @@
+"""What is handed over? The report as HTML, PDF and a workbook."""

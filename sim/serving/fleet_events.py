@@ -1,0 +1,148 @@
+"""How a fleet changes while it serves: an autoscaler, failures and repairs, spot machines that are taken back.
+
+SimPy processes; `sim.serving.fleet_run` starts them and says what becomes of requests. Each machine draws its
+failures from a stream of its own, so that a change elsewhere in the fleet leaves them where they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import simpy
+from simpy.events import ProcessGenerator
+
+from sim.serving.fleet_config import Autoscaler, Failures, Spot
+from sim.serving.servers import Machines, Server
+
+
+def autoscale(
+    env: simpy.Environment,
+    machines: Machines,
+    kind_index: int,
+    scaler: Autoscaler,
+    *,
+    pending: Callable[[str], int],
+    order: Callable[[int, float, float], bool],
+) -> ProcessGenerator:
+    """Every interval: order what is missing for the target load, or drain what is too much.
+
+    Args:
+        env: the fleet's clock.
+        machines: the fleet.
+        kind_index: which kind of replicas to scale.
+        scaler: its settings.
+        pending: role → requests that no replica of that role could take yet.
+        order: (kind index, provisioning_s, load_s) → whether a machine could be ordered.
+    """
+    kind, core = machines.fleet.kinds[kind_index], machines.core
+    outstanding = core.outstanding
+    changed_s = -math.inf
+    busy_s = {server.replica: 0.0 for server in machines.of_kind(kind_index)}
+    while True:
+        yield env.timeout(scaler.interval_s)
+        now = env.now
+        servers = machines.of_kind(kind_index)
+        serving = [server.replica for server in servers if server.serves]
+        busy_before_s = busy_s
+        busy_s = {server.replica: core.busy_s(server.replica, now) for server in servers}
+        if scaler.metric == "outstanding_requests":
+            load = float(outstanding[serving].sum())
+        elif scaler.metric == "waiting_requests":
+            load = float(sum(core.waiting(replica) for replica in serving))
+        else:
+            load = sum(busy_s[r] - busy_before_s.get(r, busy_s[r]) for r in serving) / scaler.interval_s
+        unserved = pending(kind.role)
+        load += unserved
+        wanted = math.ceil(load / scaler.target - 1e-9)
+        if serving and abs(load / len(serving) / scaler.target - 1) <= scaler.tolerance:
+            wanted = len(serving)
+        # Somebody who waits is served, however high the target.
+        least = max(scaler.min_replicas, _scheduled(scaler, now), 1 if unserved else 0)
+        wanted = min(max(wanted, least), scaler.max_replicas)
+        if wanted > len(servers):
+            for _ in range(wanted - len(servers)):
+                if order(kind_index, scaler.provisioning_s, kind.load_s):
+                    changed_s = now
+        elif wanted < len(servers) and now - changed_s >= scaler.cool_down_s:
+            # First those that don't serve yet, then the emptiest.
+            servers.sort(key=lambda server: (server.serves, outstanding[server.replica], -server.replica))
+            for server in servers[: len(servers) - wanted]:
+                machines.drain(server, now)
+            changed_s = now
+
+
+def break_down(
+    env: simpy.Environment,
+    machines: Machines,
+    server: Server,
+    failures: Failures,
+    *,
+    die: Callable[[Server], None],
+    open_when_ready: Callable[[Server], None],
+) -> ProcessGenerator:
+    """A machine fails, and with it whatever it computes; after its repair it loads the model and serves again."""
+    random = _stream(machines.fleet.seed, server, 0)
+    while True:
+        yield env.timeout(random.exponential(failures.mtbf_s))
+        if machines.is_done_with(server):
+            return
+        if not machines.computes(server):
+            continue  # what doesn't run doesn't break; the time until the next failure has no memory
+        die(server)
+        if not math.isnan(server.drained_s):
+            return
+        repaired_s = env.now + random.exponential(failures.repair_s)
+        server.ready_s = max(server.ready_s, repaired_s + server.kind.load_s)
+        open_when_ready(server)
+        yield env.timeout(server.ready_s - env.now)
+
+
+def be_taken_back(
+    env: simpy.Environment,
+    machines: Machines,
+    server: Server,
+    spot: Spot,
+    there_s: float,
+    *,
+    die: Callable[[Server], None],
+    open_when_ready: Callable[[Server], None],
+) -> ProcessGenerator:
+    """The cloud takes a machine back, after a notice; another one replaces it."""
+    random = _stream(machines.fleet.seed, server, 1)
+    yield env.timeout(there_s - env.now)
+    while True:
+        yield env.timeout(random.exponential(spot.mean_life_s))
+        if machines.is_done_with(server):
+            return
+        machines.set_serving(server, False)
+        there_s = env.now + spot.notice_s + spot.replacement_s
+        server.ready_s = there_s + server.kind.load_s  # whatever is under repair: another machine comes
+        yield env.timeout(spot.notice_s)
+        if machines.is_done_with(server):
+            return
+        die(server)
+        if not math.isnan(server.drained_s):
+            return
+        server.away_s = env.now
+        yield env.timeout(spot.replacement_s)
+        if not math.isnan(server.drained_s):
+            return
+        server.unpaid_s += env.now - server.away_s
+        server.away_s = math.nan
+        open_when_ready(server)
+
+
+def _scheduled(scaler: Autoscaler, now_s: float) -> int:
+    """The least size that the schedule asks for at this time; before the first entry that of the last one."""
+    if not scaler.schedule:
+        return 0
+    entries = sorted(scaler.schedule, key=lambda entry: entry.at_s)
+    passed = [entry for entry in entries if entry.at_s <= now_s % scaler.period_s]
+    return (passed or entries)[-1].replicas
+
+
+def _stream(seed: int, server: Server, what: int) -> np.random.Generator:
+    key = (1, server.kind_index, server.nth, what)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -1,0 +1,1 @@
+"""Stage 4: who comes, what they use and pay, who leaves."""

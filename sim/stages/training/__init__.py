@@ -1,0 +1,1 @@
+"""Stage 2: training runs, and the gate before a release."""

@@ -1,0 +1,127 @@
+"""What one worker of a study does: the company and its profile once, then points in, outcomes out.
+
+`python -m sim.study.runs.worker` is a worker process: it reads JSON lines on standard input and answers each list of
+points with one line, until its input ends; so it ends with its parent, however that ended. Capacity surfaces depend
+on the profile, the traffic and the latency objectives alone; a worker keeps those it has met. Python writes a float
+to JSON so that it reads back as the same bits.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from engine.profile import Profile
+    from sim.capacity.surface import CapacitySurface
+    from sim.scenario.scenario import Scenario
+
+# out: {outcome: value}, month: {column: values}, error: text; or refused: what is wrong with the whole study.
+Row = dict[str, Any]
+_SURFACES = 256  # kept in memory, of a few kilobytes each
+
+
+class Worker:
+    """Runs points of one study.
+
+    Args:
+        task: `scenario` (values), `file` (its name, for messages), `profiles` ({model: profile, or the reason why
+            there is none}), `monthly` (columns wanted), as plain JSON values.
+    """
+
+    def __init__(self, task: Mapping[str, Any]) -> None:
+        from engine.checked_json import build
+        from engine.profile import Profile
+        from sim.scenario.scenario import Scenario
+
+        self.scenario: Scenario = Scenario.parse(task["scenario"], file=task["file"])
+        self.monthly: list[str] = list(task["monthly"])
+        self.profiles: dict[str, Profile | str] = {
+            model: entry if isinstance(entry, str) else build(Profile, entry, f"profile of {model}")
+            for model, entry in task["profiles"].items()
+        }
+        self.surfaces: dict[str, CapacitySurface] = {}
+
+    def rows(self, points: Sequence[tuple[Mapping[str, Any], int]]) -> list[Row]:
+        """The row of each point (overrides, seed). A point that can't be run is a row with its reason."""
+        return [self._row(overrides, seed) for overrides, seed in points]
+
+    def _row(self, overrides: Mapping[str, Any], seed: int) -> Row:
+        from sim.company.simulate import simulate
+        from sim.study.runs.outcomes import outcomes_of
+
+        try:
+            scenario = self.scenario.override(overrides) if overrides else self.scenario
+            profile = self._profile(scenario.deployment.model)
+            result = simulate(scenario, seed=seed, profile=profile, surface=self._surface(scenario, profile))
+            out = outcomes_of(result)
+        except InputError as error:
+            return {"out": {}, "month": {}, "error": str(error)}
+        except Exception as error:  # one impossible corner must not cost the other runs
+            return {"out": {}, "month": {}, "error": f"{type(error).__name__}: {error}"}
+        for name in self.monthly:
+            if name not in result.monthly or result.monthly[name].dtype.kind not in "fi":
+                return {"refused": _unknown_column(name, result.monthly)}
+        month = {name: result.monthly[name].to_numpy().astype(float).tolist() for name in self.monthly}
+        return {"out": out, "month": month, "error": ""}
+
+    def _profile(self, model: str) -> Profile:
+        found = self.profiles.get(model, f"no profile of {model!r} in this study")
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
+
+    def _surface(self, scenario: Scenario, profile: Profile) -> CapacitySurface:
+        from sim.capacity.goals import Objective
+        from sim.capacity.surface import capacity_surface
+
+        deployment, traffic = scenario.deployment, scenario.market.traffic
+        objective = Objective(ttft_p95_s=deployment.ttft_p95_s, tpot_p95_s=deployment.tpot_p95_s)
+        key = json.dumps([deployment.model, asdict(objective), traffic])
+        found = self.surfaces.pop(key, None) or capacity_surface(profile, traffic, objective)
+        self.surfaces[key] = found  # the last used stands last
+        if len(self.surfaces) > _SURFACES:
+            del self.surfaces[next(iter(self.surfaces))]
+        return found
+
+
+def _unknown_column(name: str, table: pd.DataFrame) -> str:
+    numbers = [str(column) for column in table if table[column].dtype.kind in "fi"]
+    near = difflib.get_close_matches(name, numbers, n=1, cutoff=0.0)
+    return f"monthly: found {name!r}, allowed: a column of numbers of the monthly table; nearest is {near[0]}"
+
+
+@lru_cache(maxsize=4)
+def _worker(task: str) -> Worker:
+    return Worker(json.loads(task))
+
+
+def run_chunk(task: str, points: str) -> list[Row]:
+    """Rows of some points, both given as JSON: the whole work of a Ray task, whose process keeps its worker."""
+    return _worker(task).rows(json.loads(points))
+
+
+def main() -> None:
+    """Answer lines until there are no more: an object is a new task, a list is points of the present one."""
+    # Ctrl-C reaches the whole group of processes; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    task = ""
+    for line in sys.stdin:
+        if line.startswith("{"):
+            task = line
+            continue
+        print(json.dumps(run_chunk(task, line)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What does a training run take? Its physics: operations, memory, failures, hours, energy, dollars."""

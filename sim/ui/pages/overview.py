@@ -1,0 +1,160 @@
+"""Page Overview: what the run shows, on one screen; what luck could make of it joins when it is known."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import streamlit as st
+
+from sim.figures.cash_band import cash_with_ruin
+from sim.figures.money import cash
+from sim.i18n import numbers
+from sim.i18n.translate import tr
+from sim.ui import components, sidebar
+from sim.ui.jobs import Job, Tell, bench
+
+if TYPE_CHECKING:
+    from sim.study.monte_carlo import MonteCarlo
+
+_RUNS = 100
+_STILL_S = 1.5
+
+
+def luck(tell: Tell) -> MonteCarlo:
+    """The same company under other luck, and with what is unsure about it drawn."""
+    from sim.study.monte_carlo import around
+
+    # One core: the other one draws the pages.
+    return around(result, _RUNS, fans=("cash_usd",), workers=1, progress=tell)
+
+
+def cash_card() -> None:
+    """Cash at once; the band of luck around it joins when it is known."""
+    unsure = {key: str(value) for key, value in result.scenario.uncertain.items()}
+    key = ("luck", result.scenario.canonical_json(), str(unsure), result.seed, result.profile.content_hash)
+    before = st.session_state.get("luck_key")
+    if before is not None and before != key:  # that of a company no longer on show
+        last = bench().find(before)
+        if last is not None and not last.future.done():
+            bench().forget(before)
+    st.session_state["luck_key"] = key
+    job: Job[MonteCarlo] | None = bench().find(key)
+    if job is None:
+        components.chart(cash(result, components.theme()), "cash", beneath=lambda: when_it_stands_still(key))
+    elif job.future.done() and job.future.exception() is None:
+        components.chart(cash_with_ruin(result, job.future.result(), components.theme()), "cash")
+    else:
+        found = job
+        components.chart(
+            cash(result, components.theme()),
+            "cash",
+            beneath=lambda: components.outcome(found, tr("Other luck")),
+        )
+
+
+@components.fragment(run_every=_STILL_S / 2)
+def when_it_stands_still(key: tuple[object, ...]) -> None:
+    """Begin once the company has not been changed for a moment: half-made studies would only warm the room."""
+    changed, since_s = st.session_state.get("luck_waits", (None, 0.0))
+    if changed != key:
+        st.session_state["luck_waits"] = (key, time.monotonic())
+    elif time.monotonic() - since_s >= _STILL_S:
+        bench().start(key, luck, lane="idle")
+        st.rerun()
+    st.caption(tr("What other luck would make of it is tried in a moment."))
+
+
+result = sidebar.run_on_show()
+monthly, found = result.monthly, result.headline
+first, last = monthly["month"].iloc[0], monthly["month"].iloc[-1]
+components.heading(
+    result,
+    tr(
+        "{first} to {last} · served by {model}, {kind} on {machine} ({date})",
+        first=first,
+        last=last,
+        model=result.profile.model.name,
+        kind=tr(result.profile.kind),
+        machine=result.profile.hardware.name,
+        date=result.profile.created_at[:10],
+    ),
+)
+
+margin = monthly["gross_margin"].clip(lower=-2)  # the first months would flatten all others
+runway = monthly["runway_months"]
+with st.grid(4, min_column_width=160, gap="small"):
+    components.metric(
+        tr("ARR at the end"),
+        numbers.usd(found["arr_usd_end"]),
+        monthly["arr_usd"],
+        tr("{revenue} revenue in all", revenue=numbers.usd(found["revenue_usd_total"])),
+        tr("Annual recurring revenue: twelve times the recurring revenue of the last month."),
+    )
+    components.metric(
+        tr("Gross margin"),
+        numbers.percent(found["gross_margin_last12"]),
+        margin,
+        tr("last twelve months"),
+        tr(
+            "(Revenue − cost of goods sold) / revenue. Serving is cost of goods, training is operating expense."
+        ),
+    )
+    out = str(found["cash_out_month"])
+    components.metric(
+        tr("Cash at the end"),
+        numbers.usd(found["cash_usd_end"]),
+        monthly["cash_usd"],
+        tr("lowest {cash}", cash=numbers.usd(found["cash_usd_min"]))
+        if out == "never"
+        else tr("runs out in {month}", month=out),
+        tr("Cash at month end. Below zero the company is insolvent unless it raises money."),
+    )
+    components.metric(
+        tr("Shortest runway"),
+        numbers.months(runway.min()),
+        runway[np.isfinite(runway)],
+        tr("break-even in {month}", month=found["breakeven_month"])
+        if found["breakeven_month"] != "never"
+        else tr("no break-even in this run"),
+        tr(
+            "Months that the cash lasts at the burn of three months. Break-even: the first of three profitable months."
+        ),
+    )
+    components.metric(
+        tr("Paying customers"),
+        numbers.count(found["customers_end"]),
+        monthly["customers"],
+        tr("LTV / CAC {ratio}", ratio=numbers.count(found["ltv_to_cac_last"], 2)),
+        tr("At the end of the run; lifetime value against the cost of winning a customer."),
+    )
+    components.metric(
+        tr("Cost per 1M tokens"),
+        numbers.usd(found["serving_cost_usd_per_mtok_last"]),
+        monthly["serving_cost_usd_per_mtok"],
+        tr("sold for {price}", price=numbers.usd(found["price_usd_per_mtok_last"])),
+        tr("Serving cost of prompt and output tokens together, in the last month."),
+    )
+    components.metric(
+        tr("Compute of revenue"),
+        numbers.percent(found["compute_share_of_revenue"]),
+        monthly["compute_serving_usd"] + monthly["compute_training_usd"],
+        tr("serving and training"),
+        tr("What serving and training cost, as a share of all revenue."),
+    )
+    components.metric(
+        tr("Fleet at its peak"),
+        tr("{count} replicas", count=numbers.count(found["replicas_peak"])),
+        monthly["replicas_mean"],
+        tr("{share} used on average", share=numbers.percent(found["utilisation_mean"])),
+        tr("Machines at the busiest hour; use of what they can carry within the latency objective."),
+    )
+components.let_paint()
+with st.grid(2, min_column_width=340, gap="small"):
+    components.figure(result, "revenue")
+    components.figure(result, "margin")
+    cash_card()
+    components.figure(result, "fleet")
+    components.figure(result, "cost_per_mtok")
+    components.figure(result, "customers")

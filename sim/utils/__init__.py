@@ -1,0 +1,1 @@
+"""What has nothing to do with companies: paths, YAML with line numbers, random streams, JSON, CSV and PDF."""

@@ -1,0 +1,1 @@
+"""How near does the simulator come to measured runs? Comparison and calibration."""
