@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.errors import InputError
-    from engine.llm import LLM
-    from engine.profile import Profile
-    from engine.sampling import SamplingParams
+    from engine.inference.llm import LLM
+    from engine.profile.profile import Profile
+    from engine.sampling.sampler import SamplingParams
 
 _HOMES = {
-    "LLM": "engine.llm",
-    "SamplingParams": "engine.sampling",
-    "Profile": "engine.profile",
+    "LLM": "engine.inference.llm",
+    "SamplingParams": "engine.sampling.sampler",
+    "Profile": "engine.profile.profile",
     "InputError": "engine.errors",
 }
 

@@ -10,8 +10,8 @@ import numpy as np
 from sqlalchemy import insert
 from test_market import STILL
 
-from engine.api_keys import ApiKeys
-from engine.usage_database import KEYS, REQUESTS, month_bounds_s, open_database
+from engine.usage.api_keys import ApiKeys
+from engine.usage.database import KEYS, REQUESTS, month_bounds_s, open_database
 from sim.company.monthly_table import month_labels
 from sim.scenario.scenario import Scenario
 from sim.workload.traffic_classes import TRAFFIC_CLASSES, lognormal_sigma

@@ -16,9 +16,9 @@ from typing import Any
 from aiohttp import web
 
 from engine.batch import Request, SchedulerConfig
-from engine.openai_client import Endpoint
+from engine.loadtest.client import Endpoint
+from engine.profile.step_time import StepTimeModel
 from engine.scheduler import Scheduler
-from engine.step_time import StepTimeModel
 
 _SETTLE_S = 0.0003  # for bytes on their way through the kernel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.step_time import RooflineStepTime
+from engine.profile.step_time import RooflineStepTime
 
 
 def times(constant_s: float = 0.0, per_request_s: float = 0.0) -> RooflineStepTime:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from engine.batch import Request, SchedulerConfig
+from engine.profile.step_time import StepTimeModel
 from engine.scheduler import Scheduler
-from engine.step_time import StepTimeModel
 from sim.validation.observe import Observation
 
 

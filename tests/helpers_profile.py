@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from engine.cost import cost_table
-from engine.hardware import HardwareInfo
-from engine.model_shape import ModelShape
-from engine.profile import SCHEMA_VERSION, FitReport, Profile
-from engine.step_time import RooflineStepTime
+from engine.profile.cost import cost_table
+from engine.profile.hardware import HardwareInfo
+from engine.profile.model_shape import ModelShape
+from engine.profile.profile import SCHEMA_VERSION, FitReport, Profile
+from engine.profile.step_time import RooflineStepTime
 
 
 def synthetic_profile(

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from engine import LLM
-from engine.model import load_tokenizer, quiet
-from engine.server.run import Server, ServerConfig
+from engine.models.load import load_tokenizer, quiet
+from engine.server.server import Server, ServerConfig
 
 CONTEXT_TOKENS = 2048
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -7,7 +7,7 @@ from typing import Any
 from helpers_company import closed_form_surface
 from helpers_profile import synthetic_profile
 
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.company.simulate import Result, simulate
 from sim.scenario.scenario import Scenario
 

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from typer.testing import CliRunner
 
 from engine.errors import InputError
-from engine.usage_database import KEYS, REQUESTS, month_bounds_s, open_database
+from engine.usage.database import KEYS, REQUESTS, month_bounds_s, open_database
 from sim.accounting.saas_metrics import MRR_ACCOUNTS
 from sim.actuals.bank import bank_in
 from sim.actuals.calibration import CHURN, CONVERSION

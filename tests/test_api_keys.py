@@ -13,10 +13,11 @@ import typer
 from helpers_postgres import new_database
 from typer.testing import CliRunner
 
-from engine import api_keys, usage_database
-from engine.api_keys import ApiKeys
 from engine.errors import InputError
-from engine.usage_database import UsageDatabaseError
+from engine.usage import api_keys
+from engine.usage import database as usage_database
+from engine.usage.api_keys import ApiKeys
+from engine.usage.database import UsageDatabaseError
 from sim.cli import billing
 
 

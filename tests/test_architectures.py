@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine import LLM, SamplingParams
-from engine.attention import IMPLEMENTATION
 from engine.batch import BatchChunk
 from engine.errors import InputError
-from engine.support import require_servable
+from engine.inference.compatibility import require_servable
+from engine.layers.attention import IMPLEMENTATION
 
 VOCABULARY = 128
 OUTPUT_TOKENS = 64
@@ -214,7 +214,7 @@ def test_what_cannot_be_served_says_so_by_name(name: str) -> None:
 def test_attention_that_forgets_something_is_seen(
     model_type: str, sizes: dict[str, Any], forgotten: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import bloom
+    from engine.inference import bloom
 
     whole = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION]
 

@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.attention import (
+from engine.batch import BatchChunk, SchedulerConfig
+from engine.inference.compatibility import require_servable
+from engine.inference.model_runner import ModelRunner
+from engine.kernels import cpu_decode
+from engine.layers.attention import (
     Attention,
     PagedCache,
     PrefillChunk,
@@ -22,12 +26,8 @@ from engine.attention import (
     block_rows,
     group_decodes,
 )
-from engine.batch import BatchChunk, SchedulerConfig
-from engine.kernels import native
-from engine.linear import has_packed_products
-from engine.model import load_model, shape_of
-from engine.runner import ModelRunner
-from engine.support import require_servable
+from engine.layers.linear import has_packed_products
+from engine.models.load import load_model, shape_of
 
 BLOCK = 16
 HEAD_DIM = 16
@@ -156,7 +156,7 @@ def run_step(
         new_values.append(value[start:])
         wanted.append(by_hand(how, query, key, value, start))
     positions = [start for start, tokens in step if tokens == 1]
-    compiled = native.decode_kernel(heads // kv_heads, HEAD_DIM, BLOCK, torch.float32) if kernel else None
+    compiled = cpu_decode.decode_kernel(heads // kv_heads, HEAD_DIM, BLOCK, torch.float32) if kernel else None
     if kernel and compiled is None:
         pytest.skip("no C compiler")
     plan = StepPlan(cache, torch.tensor(slots), tables, positions, chunks, compiled)

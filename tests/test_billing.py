@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from test_market import company, run
 from typer.testing import CliRunner
 
-from engine.api_keys import ApiKey, ApiKeys
 from engine.errors import InputError
-from engine.metering import STATUSES, Meter, Usage, Used, used_by_key
-from engine.usage_database import open_database
+from engine.usage.api_keys import ApiKey, ApiKeys
+from engine.usage.database import open_database
+from engine.usage.meter import STATUSES, Meter, Usage, Used, used_by_key
 from sim.billing.charges import token_prices
 from sim.billing.invoice_files import invoice_pdf, invoices_csv, usd, write_bill
 from sim.billing.invoices import Bill, Invoice, bill, bill_usage
@@ -371,9 +371,9 @@ def metered(url: str) -> None:
 
 def made_keys(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("engine.api_keys.time.time", lambda: at("2026-08-03"))
+        patch.setattr("engine.usage.api_keys.time.time", lambda: at("2026-08-03"))
         for i, customer in enumerate(("Acme", "Bertha & Söhne", "Acme")):
-            patch.setattr("engine.api_keys.secrets.token_hex", lambda _bytes, i=i: str(i))
+            patch.setattr("engine.usage.api_keys.secrets.token_hex", lambda _bytes, i=i: str(i))
             ApiKeys(url).create("n", customer=customer, plan="plan" if i else None)
 
 

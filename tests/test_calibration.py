@@ -13,8 +13,8 @@ from helpers_profile import synthetic_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.profile import Profile
-from engine.step_time import RooflineStepTime, Uncertainty, basis
+from engine.profile.profile import Profile
+from engine.profile.step_time import RooflineStepTime, Uncertainty, basis
 from sim.validation.calibrate_requests import calibrate_on_requests
 from sim.validation.calibrate_steps import calibrate_on_steps, interval_rows
 from sim.validation.posterior import coefficients, posterior_of, uncertainty_from, with_coefficients

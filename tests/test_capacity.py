@@ -13,8 +13,8 @@ from helpers_profile import synthetic_profile
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.profile import Profile
-from engine.step_time import RooflineStepTime
+from engine.profile.profile import Profile
+from engine.profile.step_time import RooflineStepTime
 from sim.capacity import surface as capacity
 from sim.capacity.goals import Limit, MetShare, Objective, goal_of
 from sim.capacity.offered_load import OfferedLoad, conversation_load, fitted_load, trace_load, traffic_load

@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from engine.errors import InputError
-from engine.scaling import load_law
-from engine.standard_library import standard_library
+from engine.training.python_docs import standard_library
+from engine.training.scaling_law import load_law
 from sim.cli.loop import loop
 from sim.cli.scaling import parse_sizes, scaling, scenario_keys
 from sim.cli.train import train

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cleaning import CleaningRules, clean, cut, reason_to_remove
-from engine.data import (
+from engine.errors import InputError
+from engine.training.cleaning import CleaningRules, clean, cut, reason_to_remove
+from engine.training.data import (
     Document,
     content_hash,
     pack,
@@ -23,8 +24,7 @@ from engine.data import (
     tokenize,
     train_tokenizer,
 )
-from engine.dedup import jaccard, near_duplicates, shingle_hashes
-from engine.errors import InputError
+from engine.training.dedup import jaccard, near_duplicates, shingle_hashes
 
 PROSE = "The quick brown fox jumps over the lazy dog while nobody in the village is looking at it. "
 texts = st.text(min_size=1, max_size=60)

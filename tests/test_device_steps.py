@@ -32,10 +32,10 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("name", ["llama-tiny@dummy", "bloom-tiny@dummy", "gpt2-tiny@dummy"])
 def test_the_logits_are_those_of_torch(name):
     from engine.batch import BatchChunk, SchedulerConfig
-    from engine.device_steps import DeviceSteps
-    from engine.model import load_model, shape_of
-    from engine.runner import ModelRunner
-    from engine.support import require_servable
+    from engine.inference.compatibility import require_servable
+    from engine.inference.cuda_graphs import DeviceSteps
+    from engine.inference.model_runner import ModelRunner
+    from engine.models.load import load_model, shape_of
 
     device = "cuda" if ON_GPU else "cpu"
     config = SchedulerConfig(block_tokens=16, num_blocks=10)

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batch import SchedulerConfig
-from engine.endpoint_profile import Known, survey_endpoint
-from engine.endpoint_steps import as_budget, chunk_of
 from engine.errors import InputError
-from engine.profile import Profile
-from engine.step_time import RooflineStepTime
+from engine.profile.profile import Profile
+from engine.profile.step_time import RooflineStepTime
+from engine.profiling.endpoint import Known, survey_endpoint
+from engine.profiling.endpoint_steps import as_budget, chunk_of
 from sim.capacity.goals import Objective
 from sim.capacity.surface import capacity_surface
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from engine import LLM
-from engine.data import Document
 from engine.errors import InputError
-from engine.feedback_loop import Judgement, LoopConfig, LoopReport, is_users, run_loop
-from engine.metering import Served
-from engine.simulated_users import Usage, collect
-from engine.standard_library import standard_library
-from engine.train_config import TrainConfig
+from engine.feedback.loop import Judgement, LoopConfig, LoopReport, is_users, run_loop
+from engine.feedback.simulated_users import Usage, collect
+from engine.training.config import TrainConfig
+from engine.training.data import Document
+from engine.training.python_docs import standard_library
+from engine.usage.meter import Served
 
 TINY = LoopConfig(
     training=TrainConfig(

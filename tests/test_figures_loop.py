@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from helpers_company import closed_form_surface
 
-from engine.scaling import BESIROGLU_2024, ScalingConstants, loss
+from engine.training.scaling_law import BESIROGLU_2024, ScalingConstants, loss
 from sim import Result, Scenario, simulate
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.figures.finance import cohort_map, cohorts_kept, money_by_month, mrr_by_cause, mrr_movements

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.attention import IMPLEMENTATION
 from engine.batch import BatchChunk, SchedulerConfig
-from engine.fused import FusedLayer, _normalized, fuse_layers
-from engine.model import shape_of
-from engine.runner import ModelRunner
+from engine.inference.model_runner import ModelRunner
+from engine.layers.attention import IMPLEMENTATION
+from engine.layers.fused_layer import FusedLayer, _normalized, fuse_layers
+from engine.models.load import shape_of
 
 SIZES = {
     "hidden_size": 64,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import InputError
-from engine.hardware import CATALOG, CPU_PRICE_USD_PER_VCPU_HOUR, detect, lookup, match_device
-from engine.machine import visible_cores
+from engine.profile.hardware import CATALOG, CPU_PRICE_USD_PER_VCPU_HOUR, detect, lookup, match_device
+from engine.utils.machine import visible_cores
 
 
 def test_rows_carry_source_and_date() -> None:

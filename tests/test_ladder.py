@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.data import PreparedData, prepare, train_tokenizer
 from engine.errors import InputError
-from engine.ladder import learning_curve, run_ladder
-from engine.scaling import ScalingConstants, fit, load_law, loss, loss_interval
-from engine.scaling_fit import held_out, intervals, undetermined, with_draws
-from engine.standard_library import standard_library
-from engine.train_config import TrainConfig
+from engine.training.config import TrainConfig
+from engine.training.data import PreparedData, prepare, train_tokenizer
+from engine.training.python_docs import standard_library
+from engine.training.scaling_fit import held_out, intervals, undetermined, with_draws
+from engine.training.scaling_ladder import learning_curve, run_ladder
+from engine.training.scaling_law import ScalingConstants, fit, load_law, loss, loss_interval
 
 TINY = TrainConfig(
     architecture="bloom",

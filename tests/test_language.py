@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from translations import LOCALE, names_in, sentences, translations
 
 from engine.errors import InputError
-from engine.profile import describe
+from engine.profile.profile import describe
 from sim import Scenario, simulate
 from sim.i18n import numbers as human
 from sim.i18n.engine_messages import PROFILE, PROGRESS, SOURCES, doing_in_words, profile_row

@@ -10,8 +10,8 @@ from torch.nn.functional import linear
 
 from engine import LLM, SamplingParams
 from engine.errors import InputError
-from engine.fused import fuse_layers
-from engine.linear import (
+from engine.layers.fused_layer import fuse_layers
+from engine.layers.linear import (
     Fp8Linear,
     Int8Linear,
     PackedLinear,

@@ -14,7 +14,7 @@ import torch
 
 from engine import LLM, SamplingParams
 from engine.errors import InputError
-from engine.model import load_model
+from engine.models.load import load_model
 
 PROMPTS = [
     "The capital of France is",
@@ -389,7 +389,7 @@ def test_a_cache_that_does_not_fit_says_by_how_much() -> None:
 def test_alibi_slopes_equal_transformers() -> None:
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
-    from engine.bloom import alibi_slopes
+    from engine.inference.bloom import alibi_slopes
 
     for heads in (1, 4, 12, 16, 112):
         expected = build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1]

@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.load_result import GapHistogram, LoadResult
-from engine.loadgen import _Run, arrival_times, send_load
-from engine.openai_client import Client, Dialect, Endpoint
-from engine.sse import EventParser
+from engine.loadtest.client import Client, Dialect, Endpoint
+from engine.loadtest.load import _Run, arrival_times, send_load
+from engine.loadtest.result import GapHistogram, LoadResult
+from engine.loadtest.sse import EventParser
 from sim.cli import load
 from sim.serving import metrics
 from sim.validation import compare

@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, text
 
-from engine import usage_database
 from engine.errors import InputError
-from engine.metering import STATUSES, Meter, TokenPrices, Usage, amount_micro_usd
-from engine.usage_database import UsageDatabaseError, month_bounds_s, month_of, open_database
+from engine.usage import database
+from engine.usage.database import UsageDatabaseError, month_bounds_s, month_of, open_database
+from engine.usage.meter import STATUSES, Meter, TokenPrices, Usage, amount_micro_usd
 
 NOVEMBER_S = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
 DECEMBER_S = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
@@ -114,7 +114,7 @@ def test_frame_selects_by_the_moment_of_finishing_and_by_key(url: str) -> None:
 
 def test_what_a_key_has_spent_in_a_month(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prices = TokenPrices(prompt=200_000, cached=100_000, output=800_000)
-    monkeypatch.setattr("engine.metering.SPENT_FRESH_S", 0.0)
+    monkeypatch.setattr("engine.usage.meter.SPENT_FRESH_S", 0.0)
     with Meter(url) as meter:
         assert meter.spent_micro_usd("key_a", "2026-11", prices) == 0
         meter.submit(usage("before", finished_s=NOVEMBER_S - 1e-6))
@@ -207,7 +207,7 @@ def locked(path: str) -> sqlite3.Connection:
 def test_requests_that_wait_share_a_transaction_and_a_lock_that_passes_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usage_database, "_BUSY_S", 0.05)  # several tries within the half second below
+    monkeypatch.setattr(database, "_BUSY_S", 0.05)  # several tries within the half second below
     with Meter(f"sqlite:///{tmp_path}/usage.db", max_pending=1000) as meter:
         commits: list[object] = []
         event.listen(meter._engine, "commit", commits.append)
@@ -224,7 +224,7 @@ def test_requests_that_wait_share_a_transaction_and_a_lock_that_passes_is_waited
 def test_a_lock_that_stays_is_told_through_the_future_and_the_meter_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usage_database, "_BUSY_S", 0.02)
+    monkeypatch.setattr(database, "_BUSY_S", 0.02)
     with Meter(f"sqlite:///{tmp_path}/usage.db", retry_s=0.2) as meter:
         holder = locked(f"{tmp_path}/usage.db")
         lost = meter.submit(usage("lost"))
@@ -319,7 +319,7 @@ def test_a_reader_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_many_processes_open_a_new_database_at_once(url: str) -> None:
-    code = "import sys; from engine.metering import Meter; Meter(sys.argv[1]).close()"
+    code = "import sys; from engine.usage.meter import Meter; Meter(sys.argv[1]).close()"
     children = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(3)]
     assert [child.wait(60) for child in children] == [0, 0, 0]
 
@@ -328,7 +328,7 @@ def test_many_processes_open_a_new_database_at_once(url: str) -> None:
 WRITER = """
 import os, sys, threading, time
 from itertools import count
-from engine.metering import Meter, Usage
+from engine.usage.meter import Meter, Usage
 meter, ids = Meter(sys.argv[1]), count()
 def client():
     while True:
@@ -379,8 +379,8 @@ def check_kills(url: str, rounds: int) -> None:
             assert set(frame["request_id"]) == {f"r{i}" for i in range(last + 1)}
             assert frame["output_tokens"].sum() == 2 * (last + 1)
         engine = open_database(url)
-        with usage_database.writing(engine) as connection:
-            connection.execute(usage_database.REQUESTS.delete())
+        with database.writing(engine) as connection:
+            connection.execute(database.REQUESTS.delete())
         engine.dispose()
 
 

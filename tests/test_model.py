@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import model as models
 from engine.errors import InputError
-from engine.llm import LLM
-from engine.sampling import SamplingParams
+from engine.inference.llm import LLM
+from engine.models import load as models
+from engine.sampling.sampler import SamplingParams
 
 
 def test_the_bundled_model_is_the_real_one() -> None:

@@ -18,13 +18,13 @@ from sim.validation.compare import RecordedSteps, measures, scheduler_errors, st
 from sim.validation.observe import Observation, build_prompts, full_prefix_hashes, observe, warm_up
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
+    from engine.inference.llm import LLM
 
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     pytest.importorskip("torch")
-    from engine.llm import LLM
+    from engine.inference.llm import LLM
 
     return LLM("llama-tiny@dummy", max_running_requests=4, max_step_tokens=32, kv_cache_tokens=1024)
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from engine.errors import InputError
-from engine.train_config import TrainReport
+from engine.training.config import TrainReport
 from sim.ui.process_tasks import run_apart
 
 SMALL: dict[str, Any] = {

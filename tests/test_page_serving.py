@@ -19,7 +19,7 @@ from test_architectures import SERVED, VOCABULARY, saved
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import InputError
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.capacity.configurations import measured_configurations, predicted_configurations
 from sim.capacity.goals import Objective, goal_of
 from sim.capacity.lab import BatchWatch, HardwareComparison, Trial, compare_hardware, try_load, watch_batch

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from engine.errors import InputError
-from engine.hardware import CATALOG, Accelerator, lookup
-from engine.model_catalog import find_model
-from engine.transfer import predict_profile
+from engine.models.catalog import find_model
+from engine.prediction.roofline import predict_profile
+from engine.profile.hardware import CATALOG, Accelerator, lookup
 from sim.capacity import surface as capacity
 from sim.capacity.goals import Objective
 from sim.capacity.surface import capacity_surface

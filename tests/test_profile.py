@@ -16,11 +16,11 @@ from helpers_profile import synthetic_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cost import cost_table
 from engine.errors import InputError
-from engine.fit import fit_step_time
-from engine.profile import Measurement, Profile, describe
-from engine.step_time import RooflineStepTime, StepTimeModel
+from engine.profile.cost import cost_table
+from engine.profile.profile import Measurement, Profile, describe
+from engine.profile.step_time import RooflineStepTime, StepTimeModel
+from engine.profiling.fit import fit_step_time
 
 contexts = st.lists(st.integers(0, 200_000), max_size=20)
 chunks = st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 200_000)), max_size=5)
@@ -279,7 +279,13 @@ def test_cost_is_finite_and_typical_load_costs_more(load: float, room: int, budg
 
 def test_reading_a_profile_loads_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "pydantic", "scipy", "pandas", "numpy")
-    assert loaded_by("engine.profile, engine.cost, engine.hardware, engine.step_time", heavy) == []
+    assert (
+        loaded_by(
+            "engine.profile.profile, engine.profile.cost, engine.profile.hardware, engine.profile.step_time",
+            heavy,
+        )
+        == []
+    )
 
 
 def noisy_steps(
@@ -335,7 +341,7 @@ def test_a_profile_keeps_its_uncertainty_and_an_older_one_has_none(tmp_path: Pat
     assert "uncertainty" not in synthetic_profile().canonical_json()
 
 
-SHIPPED = sorted((Path(__file__).resolve().parents[1] / "engine" / "profiles").glob("*.json"))
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "engine" / "profile" / "shipped").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -15,11 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.fit import fit_step_time, relative_errors
-from engine.grid import GridPoint, default_grid, is_held_out
-from engine.power import PowerMeter
-from engine.profile import Measurement, Profile, describe
-from engine.profiler import fit_and_judge, measure_profile
+from engine.profile.profile import Measurement, Profile, describe
+from engine.profiling.fit import fit_step_time, relative_errors
+from engine.profiling.grid import GridPoint, default_grid, is_held_out
+from engine.profiling.power import PowerMeter
+from engine.profiling.profiler import fit_and_judge, measure_profile
 
 
 def config(**changes: Any) -> Any:
@@ -198,7 +198,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_real_model_is_profiled_end_to_end(tiny_model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("engine.llm")
+    pytest.importorskip("engine.inference.llm")
     grid = [
         *(GridPoint("prefill", ((chunk, context),), ()) for chunk in (1, 8, 64) for context in (0, 200)),
         *(GridPoint("decode", (), (age,) * batch) for batch in (1, 4, 16) for age in (10, 200)),
@@ -228,7 +228,7 @@ def test_a_real_model_is_profiled_end_to_end(tiny_model: Path, tmp_path: Path) -
 
 
 def test_the_default_grid_runs_on_a_real_model(tiny_model: Path) -> None:
-    pytest.importorskip("engine.llm")
+    pytest.importorskip("engine.inference.llm")
     profile = measure_profile(str(tiny_model), budget_s=2.0, training=False)
     assert profile.training == ()
     assert "Training" not in dict(describe(profile))

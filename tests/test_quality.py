@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from engine import LLM
-from engine.model import load_model
-from engine.profile import Quality
-from engine.quality import fixed_text, measure_quality, perplexity
+from engine.models.load import load_model
+from engine.profile.profile import Quality
+from engine.profiling.perplexity import fixed_text, measure_quality, perplexity
 
 
 def test_it_is_that_of_transformers_in_chunks_too():

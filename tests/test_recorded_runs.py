@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine.batch import SchedulerConfig, vllm_scheduler
 from engine.errors import InputError
-from engine.step_time import StepTimeModel
+from engine.profile.step_time import StepTimeModel
 from sim.serving.replay import replay
 from sim.serving.step_table import Grid, Line, TableStepTime, from_steps, read_step_times
 

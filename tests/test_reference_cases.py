@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import InputError
-from engine.model_catalog import find_model
-from engine.scaling import training_flop
+from engine.models.catalog import find_model
+from engine.training.scaling_law import training_flop
 from sim.training.memory import zero_bytes
 from sim.training.published_runs import Comparison, compare, compute_snapshot, load, references, shipped_file
 from sim.training.run import inferred_mfu, training_compute

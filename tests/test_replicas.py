@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.step_time import StepTimeModel
+from engine.profile.step_time import StepTimeModel
 from sim.serving import replica_native
 from sim.serving.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
 from sim.serving.replay import replay_fleet, replay_with_stats

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from engine.model import load_tokenizer
-from engine.request import TextReader
+from engine.inference.request import TextReader
+from engine.models.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")

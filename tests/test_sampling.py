@@ -20,9 +20,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from engine import sampling
 from engine.errors import InputError
-from engine.sampling import SamplingParams, SamplingState, random_key, sample, token_logprobs, uniform
+from engine.sampling import sampler
+from engine.sampling.sampler import SamplingParams, SamplingState, random_key, sample, token_logprobs, uniform
 
 VOCAB = 40
 
@@ -64,7 +64,7 @@ def ours(logits: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
         return original(passed, at, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling.torch, "searchsorted", spy)
+        patch.setattr(sampler.torch, "searchsorted", spy)
         sample(logits, states)
     return drawn[0]
 
@@ -89,7 +89,7 @@ def test_a_batch_draws_from_what_transformers_processors_leave(
     half = len(tokens) // 2
     states = [state(params, 0, tokens[:half], tokens[half:]) for params in batch]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "_NUCLEUS_WIDTH_CPU", width)  # 4: most nuclei don't fit into the narrow look
+        patch.setattr(sampler, "_NUCLEUS_WIDTH_CPU", width)  # 4: most nuclei don't fit into the narrow look
         found = ours(logits, states)
     for row, params in enumerate(batch):
         scores = by_transformers(logits[row : row + 1], params, tokens)
@@ -226,7 +226,7 @@ def test_the_last_number_before_one_gives_a_token_that_may_be_drawn() -> None:
     logits[0, :30_000] = random_logits(2, 1, 30_000)
     with pytest.MonkeyPatch.context() as patch:
         for number, allowed in ((1 - 2**-48, {29_999}), (0.0, {0})):
-            patch.setattr(sampling, "uniform", lambda key, position, number=number: number)
+            patch.setattr(sampler, "uniform", lambda key, position, number=number: number)
             token = sample(logits, [state(SamplingParams(temperature=1.0))])[0]
             assert token in allowed or (number > 0.5 and 29_000 < token < 30_000)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.scaling import (
+from engine.training.scaling_law import (
     BESIROGLU_2024,
     HOFFMANN_2022,
     ScalingConstants,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.company.simulate import Result, simulate
 from sim.scenario.fields import leaves
 from sim.scenario.scenario import Scenario

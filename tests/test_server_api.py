@@ -19,8 +19,8 @@ import torch
 from helpers_server import CONTEXT_TOKENS, HELLO, client, one_thread, post, serving, tiny_llm, tiny_model  # noqa: F401
 
 from engine import LLM, SamplingParams
-from engine.metering import Served
-from engine.server.run import Server
+from engine.server.server import Server
+from engine.usage.meter import Served
 
 GREEDY = SamplingParams(max_tokens=12)
 LOG: list[Served] = []

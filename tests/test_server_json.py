@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from engine import LLM, SamplingParams
 from engine.errors import InputError
-from engine.json_mode import NEVER, START, JsonAnswer, JsonTokens, State, advance, missing_bytes
-from engine.model import load_tokenizer
-from engine.token_bytes import token_bytes
+from engine.models.load import load_tokenizer
+from engine.sampling.json_grammar import NEVER, START, JsonAnswer, JsonTokens, State, advance, missing_bytes
+from engine.sampling.token_bytes import token_bytes
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)

@@ -17,11 +17,11 @@ import pytest
 from helpers_server import HELLO, client, database, one_thread, post, serving, tiny_llm  # noqa: F401
 
 from engine import LLM
-from engine.api_keys import ApiKeys
 from engine.errors import InputError
-from engine.metering import Meter, TokenPrices
-from engine.server.limits import TokenBucket
-from engine.server.run import Server, ServerConfig
+from engine.server.rate_limits import TokenBucket
+from engine.server.server import Server, ServerConfig
+from engine.usage.api_keys import ApiKeys
+from engine.usage.meter import Meter, TokenPrices
 
 PRIVATE = "my secret words"
 ASK = {"prompt": "Hello", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
@@ -330,7 +330,7 @@ def test_a_bucket_holds_a_minute_and_refills_evenly() -> None:
 def test_a_spent_budget_ends_service_until_next_month(
     llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.metering.SPENT_FRESH_S", 0.0)
+    monkeypatch.setattr("engine.usage.meter.SPENT_FRESH_S", 0.0)
     with Shop(database(tmp_path), llm) as shop:
         _, poor = shop.keys.create("poor", customer="Acme", budget_usd_per_month=0.000001)
         assert post(shop.server, "/v1/completions", ASK, poor).status_code == 200  # nothing is spent yet
@@ -342,7 +342,7 @@ def test_a_spent_budget_ends_service_until_next_month(
 def test_budgets_are_spent_at_the_plans_prices(
     llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.metering.SPENT_FRESH_S", 0.0)
+    monkeypatch.setattr("engine.usage.meter.SPENT_FRESH_S", 0.0)
     prices = {"dear": TokenPrices(10**9, 10**9, 10**9), "free": TokenPrices(0, 0, 0)}  # 1000 USD per million
     with Shop(database(tmp_path), llm, prices_of=lambda plan: prices.get(plan or "")) as shop:
         for plan, expected in (("dear", 429), ("free", 200)):

@@ -22,9 +22,9 @@ import pytest
 from helpers_imports import loaded_by
 from helpers_server import client, database, one_thread, post, serving, tiny_llm, tiny_model  # noqa: F401
 
-from engine.api_keys import ApiKeys
-from engine.metering import Meter
-from engine.server.run import raise_file_limit
+from engine.server.server import raise_file_limit
+from engine.usage.api_keys import ApiKeys
+from engine.usage.meter import Meter
 
 ROOT = Path(__file__).resolve().parents[1]
 FUZZ_S = float(os.environ.get("FLYWHEEL_FUZZ_S", "30"))
@@ -150,7 +150,8 @@ def test_a_model_that_can_not_be_loaded_is_one_line_and_status_2() -> None:
 
 
 @pytest.mark.parametrize("modules", [
-    "engine", pytest.param("engine.llm, engine.feedback_loop, engine.simulated_users", marks=pytest.mark.slow),
+    "engine", pytest.param("engine.inference.llm, engine.feedback.loop, engine.feedback.simulated_users",
+    marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_importing_the_engine_loads_no_server(modules: str) -> None:
     served = ("pydantic", "fastapi", "uvicorn", "prometheus_client", "sqlalchemy")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from engine.batch import Request, SchedulerConfig
 from engine.errors import InputError
+from engine.profile.step_time import StepTimeModel
 from engine.scheduler import Scheduler
-from engine.step_time import StepTimeModel
 from sim.capacity.goals import Objective
 from sim.serving.metrics import littles_law_error, summary
 from sim.serving.replay import replay, replay_with_stats

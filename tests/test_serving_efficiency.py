@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.hardware import lookup
-from engine.model_catalog import catalog, find_model
-from engine.serving_efficiency import (
+from engine.models.catalog import catalog, find_model
+from engine.prediction.engine_efficiency import (
     ENGINES,
     PRECISIONS,
     Deployment,
@@ -26,6 +25,7 @@ from engine.serving_efficiency import (
     step_time,
     work,
 )
+from engine.profile.hardware import lookup
 
 BENCH = Path(__file__).resolve().parent / "bench"
 CSV = BENCH.parents[2] / "shared" / "measured" / "serving_h100_b200_agg.csv"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.model_catalog import find_model
-from engine.profile import Profile
+from engine.models.catalog import find_model
+from engine.profile.profile import Profile
 from sim.capacity.goals import Objective
 from sim.serving.batch_means import batch_means
 from sim.serving.hardware_use import bytes_moved, hardware_use, operations

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from engine import LLM, SamplingParams
 from engine.batch import Request, SchedulerConfig, State
 from engine.errors import InputError
-from engine.request import RequestOutput
+from engine.inference.request import RequestOutput
+from engine.sampling.speculation import PromptLookup, count_kept
 from engine.scheduler import Scheduler
-from engine.speculation import PromptLookup, count_kept
 
 TOKENS = st.lists(st.integers(0, 3), max_size=60)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.profile import Quality
+from engine.profile.profile import Quality
 from sim.company.simulate import Result, simulate
 from sim.scenario.schema import Deployment
 from sim.scenario.schema.deployment import Outages, Shortage, Spot

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.profile import TrainingPoint
-from engine.scaling import loss
+from engine.profile.profile import TrainingPoint
+from engine.training.scaling_law import loss
 from sim.company.simulate import Result
 from sim.scenario.schema import Training
 from sim.scenario.schema.training import FineTuning, Pretraining, Reinforcement, Safety, Trials

@@ -15,13 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.architecture import ARCHITECTURES, build_model, default_heads, parameters_in_products
-from engine.checkpoint import checkpoints
-from engine.data import Document, PreparedData, prepare, train_tokenizer
 from engine.errors import InputError
-from engine.optimization import batch_rows, evaluate, learning_rate, measured_peak_flops
-from engine.train_config import TrainConfig, TrainReport
-from engine.trainer import run_training, train
+from engine.models.build import ARCHITECTURES, build_model, default_heads, parameters_in_products
+from engine.training.checkpoint import checkpoints
+from engine.training.config import TrainConfig, TrainReport
+from engine.training.data import Document, PreparedData, prepare, train_tokenizer
+from engine.training.optimizer import batch_rows, evaluate, learning_rate, measured_peak_flops
+from engine.training.trainer import run_training, train
 
 TINY = TrainConfig(
     layers=1,

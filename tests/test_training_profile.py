@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.architecture import build_model
-from engine.memory import peak_memory_bytes, reset_peak_memory
-from engine.model import load_model, shape_of
-from engine.train_config import TrainConfig
-from engine.training_profile import measure_training, profile_training, training_bytes
+from engine.models.build import build_model
+from engine.models.load import load_model, shape_of
+from engine.profiling.training_steps import measure_training, profile_training, training_bytes
+from engine.training.config import TrainConfig
+from engine.utils.memory import peak_memory_bytes, reset_peak_memory
 
 CPU = torch.device("cpu")
 SHAPES = [(1, 16), (4, 16), (1, 64), (4, 64)]

@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.model_catalog import find_model
-from engine.scaling import training_hours
+from engine.models.catalog import find_model
+from engine.training.scaling_law import training_hours
 from sim.training.checkpointing import (
     best_interval_s,
     best_stretches,

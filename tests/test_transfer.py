@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from engine.batch import SchedulerConfig, vllm_scheduler
 from engine.errors import InputError
-from engine.fit import Step, fit_step_time, relative_errors
-from engine.hardware import Accelerator, lookup
-from engine.model_catalog import catalog, find_model
-from engine.profile import Profile, describe
-from engine.serving_efficiency import ENGINES, PRECISIONS, Deployment
-from engine.serving_efficiency import step_time as engine_step_time
-from engine.step_time import RooflineStepTime
-from engine.transfer import Roofline, predict_profile, roofline_for, roofline_of, transfer
+from engine.models.catalog import catalog, find_model
+from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, Deployment
+from engine.prediction.engine_efficiency import step_time as engine_step_time
+from engine.prediction.roofline import Roofline, predict_profile, roofline_for, roofline_of, transfer
+from engine.profile.hardware import Accelerator, lookup
+from engine.profile.profile import Profile, describe
+from engine.profile.step_time import RooflineStepTime
+from engine.profiling.fit import Step, fit_step_time, relative_errors
 from sim.cli import main
 from sim.serving.replay import replay
 from sim.serving.step_table import read_step_times

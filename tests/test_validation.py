@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.cli import validate
 from sim.serving.replay import replay
 from sim.validation.compare import Lengths, capacity, compare, draw_requests, measures, parse_loads, predict
@@ -172,7 +172,7 @@ def test_a_recorded_run_calibrates_a_profile(recorded: tuple[Path, Path], tmp_pa
 
 def test_serving_is_validated_end_to_end(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from engine.profiler import measure_profile
+    from engine.profiling.profiler import measure_profile
 
     profile = tmp_path / "tiny.json"
     measure_profile("llama-tiny@dummy", budget_s=2.0, training=False).save(profile)
@@ -198,7 +198,7 @@ def test_serving_is_validated_end_to_end(tmp_path: Path) -> None:
 def test_the_real_model_is_predicted(tmp_path: Path) -> None:
     """The scheduler is exact on any machine, and a calibrated profile is about right on one that does nothing else."""
     pytest.importorskip("torch")
-    from engine.profiler import measure_profile
+    from engine.profiling.profiler import measure_profile
     from sim.validation.serving import validate_serving
 
     profile = measure_profile(budget_s=20.0, training=False)

@@ -20,7 +20,7 @@ from babel.messages.extract import extract_from_file
 from babel.messages.pofile import read_po, write_po
 from pydantic import BaseModel
 
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCALE = ROOT / "sim" / "locale"

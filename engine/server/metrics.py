@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from engine.batch import Step
-from engine.request import RequestOutput
-from engine.sampling import SamplingParams
+from engine.inference.request import RequestOutput
+from engine.sampling.sampler import SamplingParams
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
+    from engine.inference.llm import LLM
 
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "abort", "timeout": "abort"}
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,

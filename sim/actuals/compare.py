@@ -29,7 +29,7 @@ from sim.actuals.traffic import Traffic, read_traffic
 from sim.billing.charges import month_index, plans_of
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.actuals.bank import Bank
     from sim.capacity.surface import CapacitySurface
     from sim.company.simulate import Result

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
 from sim.actuals.variance import REVENUE_CAUSES, USAGE_CAUSES
 
 if TYPE_CHECKING:

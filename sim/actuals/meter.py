@@ -17,15 +17,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.metering import BILLED_STATUSES, Used, usage_frame, used_by_key
-from engine.usage_database import REQUESTS, month_bounds_s, month_of, open_database, told
+from engine.usage.database import REQUESTS, month_bounds_s, month_of, open_database, told
+from engine.usage.meter import BILLED_STATUSES, Used, usage_frame, used_by_key
 from sim.billing.charges import month_index
 from sim.company.monthly_table import month_labels
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from engine.api_keys import ApiKey
+    from engine.usage.api_keys import ApiKey
 
 Progress = Callable[[float, str], None]
 MOST_MONTHS = 240
@@ -84,7 +84,7 @@ def read_meter(
         InputError: no months, a month that hasn't begun, or no request at all.
         UsageDatabaseError: the database can't be read.
     """
-    from engine.api_keys import ApiKeys
+    from engine.usage.api_keys import ApiKeys
 
     engine = open_database(url, create=False)
     try:

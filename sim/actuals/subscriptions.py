@@ -24,7 +24,7 @@ from sim.actuals.meter import Metered, month_fraction
 from sim.billing.charges import last_month, month_index, plans_of
 
 if TYPE_CHECKING:
-    from engine.api_keys import ApiKey
+    from engine.usage.api_keys import ApiKey
     from sim.scenario.scenario import Scenario
     from sim.scenario.schema import Plan
 

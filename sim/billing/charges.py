@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.metering import TokenPrices, Used, amount_micro_usd
-from engine.usage_database import month_bounds_s, month_of
+from engine.usage.database import month_bounds_s, month_of
+from engine.usage.meter import TokenPrices, Used, amount_micro_usd
 from sim.accounting.ledger import MICRO_PER_USD, micro
 from sim.scenario.plans import is_paying, plan_key, segments_of
 from sim.stages.market import contracts
@@ -32,7 +32,7 @@ from sim.stages.market.competition import elsewhere
 from sim.stages.market.plan_book import beyond_included, price_factor, prompt_price
 
 if TYPE_CHECKING:
-    from engine.api_keys import ApiKey
+    from engine.usage.api_keys import ApiKey
     from sim.scenario.scenario import Scenario
     from sim.scenario.schema import Plan, Segment
 

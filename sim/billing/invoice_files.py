@@ -12,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from engine.files import write_atomically
-from engine.usage_database import month_bounds_s
+from engine.usage.database import month_bounds_s
+from engine.utils.files import write_atomically
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.billing.charges import TOKEN_KINDS, Line
 from sim.billing.invoices import MICRO_PER_CENT, Bill, Invoice

@@ -17,10 +17,10 @@ from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from engine.api_keys import ApiKey, ApiKeys
 from engine.errors import InputError
-from engine.metering import Used, used_by_key
-from engine.usage_database import month_bounds_s, month_of, open_database
+from engine.usage.api_keys import ApiKey, ApiKeys
+from engine.usage.database import month_bounds_s, month_of, open_database
+from engine.usage.meter import Used, used_by_key
 from sim.billing.charges import (
     TOKEN_KINDS,
     Line,

@@ -1,7 +1,7 @@
 """What a model could be served on: accelerators × how many share a replica × number format × engine × batch limits.
 
 Models the choice that stands before a purchase. A configuration carries a profile, measured or predicted
-(`engine.transfer`), and the limits of its batches. Whether it can serve at all needs no simulation:
+(`engine.prediction.roofline`), and the limits of its batches. Whether it can serve at all needs no simulation:
 
 - the weights must fit, and so must the longest request: in the model's context and in the KV cache that is left;
 - every step takes at least what its work takes, and no step has less work than one request alone. So a lone request's
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.hardware import lookup
-from engine.model_catalog import find_model
-from engine.profile import Profile
-from engine.serving_efficiency import ENGINES, PRECISIONS
-from engine.transfer import predict_profile
+from engine.models.catalog import find_model
+from engine.prediction.engine_efficiency import ENGINES, PRECISIONS
+from engine.prediction.roofline import predict_profile
+from engine.profile.hardware import lookup
+from engine.profile.profile import Profile
 from sim.capacity.goals import Goal, MetShare
 
 Floats = NDArray[np.float64]
@@ -87,9 +87,9 @@ def predicted_configurations(
     """All combinations, predicted; those whose weights don't fit are refused with the reason.
 
     Args:
-        model: name of a published model (`engine/models.json`).
+        model: name of a published model (`engine/models/catalog.json`).
         accelerators: names in the hardware catalog.
-        precisions, tensor_parallel: see `engine.transfer.predict_profile`.
+        precisions, tensor_parallel: see `engine.prediction.roofline.predict_profile`.
         engines: whose efficiencies; left out with a source.
         source: a measured profile to carry over instead.
         max_running_requests, max_step_tokens: limits of the batches.

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.capacity.configurations import Configuration, Refused
 from sim.capacity.goals import Goal, Objective
 from sim.capacity.offered_load import OfferedLoad, traffic_load

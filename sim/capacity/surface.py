@@ -31,9 +31,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from engine.batch import SchedulerConfig
-from engine.files import cache_dir as default_cache_dir
-from engine.files import write_atomically
-from engine.profile import Profile
+from engine.profile.profile import Profile
+from engine.utils.files import cache_dir as default_cache_dir
+from engine.utils.files import write_atomically
 from sim.capacity.goals import Goal, Limit, MetShare, Objective, check_goal, goal_content, goal_of
 from sim.capacity.load_test import COLUMNS, Ladder, Progress, climb
 from sim.capacity.offered_load import OfferedLoad, traffic_load

@@ -11,7 +11,7 @@ from engine.errors import InputError
 from sim.cli.terminal import JsonFlag, print_grid, print_json, progress_bar
 
 if TYPE_CHECKING:
-    from engine.api_keys import ApiKey
+    from engine.usage.api_keys import ApiKey
     from sim.billing.invoices import Bill, Invoice
 
 DatabaseOption = Annotated[
@@ -51,7 +51,7 @@ def create(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key and show its secret, this once: the database holds only its hash."""
-    from engine.api_keys import ApiKeys
+    from engine.usage.api_keys import ApiKeys
 
     if scenario is not None and plan is not None:
         _check_plan(scenario, plan)
@@ -84,7 +84,7 @@ def list_keys(
     from dataclasses import asdict
     from time import time
 
-    from engine.api_keys import ApiKeys
+    from engine.usage.api_keys import ApiKeys
 
     keys = ApiKeys(database, create=False)
     found = [key for key in keys.list() if customer in (None, key.customer)]
@@ -115,7 +115,7 @@ def revoke(
     database: DatabaseOption = _DATABASE,
 ) -> None:
     """Refuse a key from now on; a running server sees it within a second."""
-    from engine.api_keys import ApiKeys
+    from engine.usage.api_keys import ApiKeys
 
     keys = ApiKeys(database, create=False)
     keys.revoke(key_id)

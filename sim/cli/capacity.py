@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from engine.files import check_writable, write_atomically
+from engine.utils.files import check_writable, write_atomically
 from sim.cli import load_options
 from sim.cli.terminal import JsonFlag, print_grid, print_json, print_table, progress_bar
 from sim.i18n import numbers
@@ -18,7 +18,7 @@ from sim.utils import paths
 if TYPE_CHECKING:
     import pandas as pd
 
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.configurations import Refused
     from sim.capacity.search import SearchResult
     from sim.capacity.surface import CapacitySurface
@@ -54,7 +54,7 @@ def capacity(
     as_json: JsonFlag = False,
 ) -> None:
     """Find the highest rate that a replica (or a fleet) sustains within latency objectives."""
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.configurations import Configuration
     from sim.capacity.goals import describe_goal
     from sim.capacity.load_test import replay_at
@@ -136,7 +136,7 @@ def configure(
     as_json: JsonFlag = False,
 ) -> None:
     """Find the cheapest hardware, parallelism, precision and batch limits for a load, and what speed would cost."""
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.configurations import measured_configurations, predicted_configurations
     from sim.capacity.goals import describe_goal
     from sim.capacity.search import search

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from engine.files import check_writable, write_atomically
+from engine.utils.files import check_writable, write_atomically
 from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar, save_and_show
 from sim.i18n import numbers
 from sim.utils import paths
@@ -18,10 +18,10 @@ from sim.utils import paths
 if TYPE_CHECKING:
     import pandas as pd
 
-    from engine.endpoint_profile import Known
-    from engine.load_result import LoadResult
-    from engine.openai_client import Endpoint
-    from engine.profile import Profile
+    from engine.loadtest.client import Endpoint
+    from engine.loadtest.result import LoadResult
+    from engine.profile.profile import Profile
+    from engine.profiling.endpoint import Known
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Its name at the server (default: the server's only one).")
@@ -70,8 +70,8 @@ def load(
     as_json: JsonFlag = False,
 ) -> None:
     """Send an OpenAI-compatible server requests at fixed times, and measure what its clients feel."""
-    from engine.loadgen import run_load
-    from engine.openai_client import Endpoint
+    from engine.loadtest.client import Endpoint
+    from engine.loadtest.load import run_load
 
     goals = _goals(goal or [])
     if out is not None:
@@ -107,7 +107,7 @@ def profile_endpoint(
     Raises:
         InputError: the server can't be reached, refuses, or too little is known of it.
     """
-    from engine.endpoint_profile import measure_endpoint
+    from engine.profiling.endpoint import measure_endpoint
 
     if out is not None:
         check_writable(out)
@@ -138,7 +138,7 @@ def checked_with_backlog(profile: Profile, endpoint: Endpoint, budget_s: float, 
     import numpy as np
     import pandas as pd
 
-    from engine.loadgen import run_load
+    from engine.loadtest.load import run_load
     from sim.serving.replay import replay_with_stats
     from sim.validation.compare import Lengths
 
@@ -181,7 +181,7 @@ def _offered(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    from engine.loadgen import arrival_times
+    from engine.loadtest.load import arrival_times
 
     if trace is None:
         times = arrival_times(_DEFAULT_RATE_RPS if rate is None else rate, requests or 100, arrivals, seed)
@@ -207,7 +207,7 @@ def _offered(
 
 
 def _goals(pairs: list[str]) -> dict[str, float]:
-    from engine.load_result import GOALS
+    from engine.loadtest.result import GOALS
 
     goals: dict[str, float] = {}
     for pair in pairs:

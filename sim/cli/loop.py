@@ -13,7 +13,7 @@ from sim.i18n import numbers
 from sim.utils import paths
 
 if TYPE_CHECKING:
-    from engine.feedback_loop import LoopReport
+    from engine.feedback.loop import LoopReport
     from sim.scenario.scenario import Scenario
 
 
@@ -45,14 +45,14 @@ def loop(
     """Train, serve users over HTTP, collect what they allow, train again: the loss before and after."""
     from dataclasses import replace
 
-    from engine.data import read_documents
     from engine.errors import InputError
-    from engine.feedback_loop import LoopConfig, is_users, run_loop
-    from engine.feedback_loop import quick as quicker
-    from engine.hardware import detect
-    from engine.model import quiet
-    from engine.simulated_users import Usage
-    from engine.standard_library import standard_library
+    from engine.feedback.loop import LoopConfig, is_users, run_loop
+    from engine.feedback.loop import quick as quicker
+    from engine.feedback.simulated_users import Usage
+    from engine.models.load import quiet
+    from engine.profile.hardware import detect
+    from engine.training.data import read_documents
+    from engine.training.python_docs import standard_library
     from sim.scenario.scenario import Scenario
 
     if texts and not users_text:
@@ -168,7 +168,7 @@ def loop_value(
     """Run a company with and without its loop: what users' text is worth, besides what users pay."""
     from dataclasses import asdict
 
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.company.loop_value import loop_value as value_of
     from sim.scenario.scenario import Scenario
 

@@ -92,7 +92,7 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     """Run a company through its months and write report.html, monthly.csv, ledger.parquet, result.json."""
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.company.simulate import simulate
     from sim.outputs import check_choices, write_outputs
     from sim.report.content import headline_rows

@@ -47,7 +47,7 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """How many accelerators does a model need, to serve a load and to be trained? Serving is predicted."""
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.goals import Objective
     from sim.planner.plan import plan as make_plan
     from sim.planner.serving import ServingNeed

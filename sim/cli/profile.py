@@ -136,8 +136,8 @@ def profile(
             model or "smollm2-135m", out, device, dtype, price_usd_per_hour, budget_s, training, seed, as_json
         )
         return
-    from engine.endpoint_profile import Known
-    from engine.openai_client import Endpoint
+    from engine.loadtest.client import Endpoint
+    from engine.profiling.endpoint import Known
 
     known = Known(
         price_usd_per_hour=price_usd_per_hour,
@@ -175,7 +175,7 @@ def _profile_here(
     seed: int,
     as_json: bool,
 ) -> None:
-    from engine.profiler import measure_profile
+    from engine.profiling.profiler import measure_profile
 
     target = out or paths.measured_profiles_dir() / f"{model.replace('/', '--')}.json"
     with progress_bar(f"profile {model}") as report:
@@ -223,8 +223,8 @@ def predict(
     as_json: JsonFlag = False,
 ) -> None:
     """Predict a model's profile on accelerators that nobody measured here, with its interval."""
-    from engine.profile import Profile
-    from engine.transfer import predict_profile
+    from engine.prediction.roofline import predict_profile
+    from engine.profile.profile import Profile
 
     measured = None if source is None else Profile.load(source)
     predicted = predict_profile(measured, on, model, precision, tensor_parallel, engine, price_usd_per_hour)

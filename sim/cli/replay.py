@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from engine.files import check_writable, write_atomically
+from engine.utils.files import check_writable, write_atomically
 from sim.cli import load_options
 from sim.cli.terminal import JsonFlag, print_grid, print_json, print_table
 from sim.i18n import numbers
@@ -19,7 +19,7 @@ from sim.utils import paths
 if TYPE_CHECKING:
     import pandas as pd
 
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.serving.fleet_config import Fleet
     from sim.serving.replay import ReplayStats
 
@@ -107,7 +107,7 @@ def replay(
     as_json: JsonFlag = False,
 ) -> None:
     """Replay a request trace on simulated replicas with the engine's own scheduler."""
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.goals import Objective
     from sim.serving import metrics as serving_metrics
     from sim.serving.replay import replay_fleet

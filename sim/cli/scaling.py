@@ -12,7 +12,7 @@ from sim.cli.terminal import JsonFlag, print_grid, print_json, progress_bar
 from sim.cli.train import LibraryOption, TextsArgument
 
 if TYPE_CHECKING:
-    from engine.scaling import ScalingConstants
+    from engine.training.scaling_law import ScalingConstants
 
 # What the command takes unless told otherwise, and the app's Training lab always.
 SIZES = "2x32,2x48,2x72,3x96"
@@ -56,11 +56,11 @@ def scaling(
     as_json: JsonFlag = False,
 ) -> None:
     """Train several sizes on several token counts and fit L(N, D) = E + A/N^alpha + B/D^beta with its uncertainty."""
-    from engine.data import read_documents
-    from engine.ladder import measure_law
-    from engine.model import quiet
-    from engine.standard_library import standard_library
-    from engine.train_config import TrainConfig
+    from engine.models.load import quiet
+    from engine.training.config import TrainConfig
+    from engine.training.data import read_documents
+    from engine.training.python_docs import standard_library
+    from engine.training.scaling_ladder import measure_law
 
     chosen = parse_sizes(sizes)
     config = TrainConfig(

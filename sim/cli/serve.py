@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
-    from engine.metering import Served, TokenPrices
+    from engine.inference.llm import LLM
+    from engine.usage.meter import Served, TokenPrices
 
 
 def serve(
@@ -85,10 +85,10 @@ def serve(
         raise InputError(
             f"--host: found {host!r} without keys, allowed is 127.0.0.1; keys come with --database"
         )
-    from engine.api_keys import ApiKeys
-    from engine.hardware import detect
-    from engine.metering import Meter
-    from engine.server.run import Server, ServerConfig
+    from engine.profile.hardware import detect
+    from engine.server.server import Server, ServerConfig
+    from engine.usage.api_keys import ApiKeys
+    from engine.usage.meter import Meter
 
     machine = detect("cuda" if device.startswith("cuda") else "cpu", price_usd_per_hour)
     config = ServerConfig(
@@ -106,8 +106,8 @@ def serve(
     prices_of = _prices_of(scenario) if scenario is not None else None
 
     def load() -> LLM:
-        from engine.llm import LLM
-        from engine.model import quiet
+        from engine.inference.llm import LLM
+        from engine.models.load import quiet
 
         with quiet():
             return LLM(
@@ -170,7 +170,7 @@ def _prices_of(scenario: str) -> Callable[[str | None], TokenPrices | None]:
     """The token prices of a plan in the present month; None where the scenario doesn't have the plan."""
     import time
 
-    from engine.usage_database import month_of
+    from engine.usage.database import month_of
     from sim.billing.charges import token_prices
     from sim.scenario.scenario import Scenario
 
@@ -188,7 +188,7 @@ def _prices_of(scenario: str) -> Callable[[str | None], TokenPrices | None]:
 
 def _writer(path: Path) -> Callable[[Served], None]:
     from engine.errors import InputError
-    from engine.metering import log_lines
+    from engine.usage.meter import log_lines
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

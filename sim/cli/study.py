@@ -69,8 +69,8 @@ def monte_carlo(
     """Run a company many times over its uncertain assumptions: percentiles, ruin, targets."""
     from typing import cast
 
-    from engine.files import write_atomically
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
+    from engine.utils.files import write_atomically
     from sim.scenario.scenario import Scenario
     from sim.study.monte_carlo import monte_carlo as make
     from sim.study.sampling import Sampling

@@ -204,7 +204,7 @@ def compare(
 ) -> None:
     """Put scenarios side by side, and explain the difference of two by terms that add up."""
     from engine.errors import InputError
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.study.compare import compare as study
     from sim.study.explain import explain_by_account, explain_by_assumption
 
@@ -274,7 +274,7 @@ def _running(
     title: str, profile: Path | None, workers: int | None, ray_address: str | None, out: Path | None
 ) -> Iterator[RunOptions]:
     """Options of the runs, with a progress bar while they are made."""
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
 
     measured = Profile.load(profile) if profile else None
     with progress_bar(title) as report:
@@ -297,7 +297,7 @@ def _write(out: Path | None, content: dict[str, Any], **tables: pd.DataFrame) ->
     """result.json and each table as CSV, in the folder."""
     import json
 
-    from engine.files import write_atomically
+    from engine.utils.files import write_atomically
     from sim.utils.serialise import json_ready
 
     if out is None:

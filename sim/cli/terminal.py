@@ -15,7 +15,7 @@ from rich.table import Table
 from engine.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a script to read.")]
 SetOption = Annotated[
@@ -82,7 +82,7 @@ def print_grid(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> None:
     """Write a profile to `target` and say what is in it."""
-    from engine.profile import describe
+    from engine.profile.profile import describe
 
     target.parent.mkdir(parents=True, exist_ok=True)
     profile.save(target)

@@ -52,9 +52,9 @@ def train(
     """Clean, deduplicate, split and tokenize texts, train a Transformer with AdamW, validate, save and serve it."""
     from dataclasses import asdict
 
-    from engine.model import quiet
-    from engine.train_config import TrainConfig
-    from engine.trainer import run_training, sample_text
+    from engine.models.load import quiet
+    from engine.training.config import TrainConfig
+    from engine.training.trainer import run_training, sample_text
 
     config = TrainConfig(
         architecture=architecture,

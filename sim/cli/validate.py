@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from engine.files import check_writable
+from engine.utils.files import check_writable
 from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar
 from sim.i18n import numbers
 from sim.utils import paths
@@ -16,7 +16,7 @@ from sim.utils import paths
 if TYPE_CHECKING:
     import pandas as pd
 
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
 
 app = typer.Typer(no_args_is_help=True, help="Hold the simulator against what was measured.")
 
@@ -51,7 +51,7 @@ def serving(
     as_json: JsonFlag = False,
 ) -> None:
     """Serve the same arrivals with the real engine and with the simulator, side by side."""
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.validation.compare import Lengths, parse_loads
     from sim.validation.serving import validate_serving
 
@@ -120,7 +120,7 @@ def run(
     """Replay a run that another server made, and compare; --calibrate makes a profile of that server."""
     from dataclasses import replace
 
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.validation.calibrate_requests import calibrate_on_requests
     from sim.validation.compare import compare, predict
     from sim.validation.posterior import posterior_of

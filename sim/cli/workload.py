@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import InputError
-from engine.files import check_writable
+from engine.utils.files import check_writable
 from sim.cli.load_options import shares_of
 from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar
 

@@ -9,7 +9,7 @@ from sim.i18n.translate import mark
 from sim.scenario.fields import leaves, source_of, unit_of
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.surface import CapacitySurface
     from sim.scenario.scenario import Scenario
 

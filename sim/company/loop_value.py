@@ -22,7 +22,7 @@ from sim.accounting.saas_metrics import FloatArray
 from sim.company.simulate import Result, simulate
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.surface import CapacitySurface
     from sim.scenario.scenario import Scenario
 

@@ -25,7 +25,7 @@ def program_version() -> str:
 
 def provenance_rows(result: Result) -> list[tuple[str, str]]:
     """(label, words) about the profile first, then about the run."""
-    from engine.profile import describe
+    from engine.profile.profile import describe
 
     profile = result.profile
     software = ", ".join(f"{name} {number}" for name, number in profile.software.items())

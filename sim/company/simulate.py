@@ -34,7 +34,7 @@ from sim.stages.training import stage as training
 from sim.stages.world import World
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.surface import CapacitySurface
     from sim.scenario.scenario import Scenario
 
@@ -172,7 +172,7 @@ def simulate(
 
 
 def _profile_for(scenario: Scenario, profile: Profile | None) -> Profile:
-    from engine.profile import Profile as ProfileType
+    from engine.profile.profile import Profile as ProfileType
     from sim.utils.paths import resolve_profile
 
     model = scenario.deployment.model

@@ -1,9 +1,10 @@
 """Figures of a profile: what was measured against what the fit predicts, and the roofline.
 
 Roofline (Williams et al. 2009): a step that does F operations and moves B bytes has the intensity F / B; it can reach
-at most min(peak, intensity · bandwidth) operations per second. F and B are the model's own work, as `engine.transfer`
-counts it: two operations per parameter and token (Kaplan et al. 2020), the query-key pairs of attention, weights read
-once a step, keys and values read and written. Time is measured, so a point's height is what was achieved.
+at most min(peak, intensity · bandwidth) operations per second. F and B are the model's own work, as
+`engine.prediction.roofline` counts it: two operations per parameter and token (Kaplan et al. 2020), the query-key
+pairs of attention, weights read once a step, keys and values read and written. Time is measured, so a point's height
+is what was achieved.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from engine.profile import Measurement, Profile
-from engine.transfer import roofline_of
+from engine.prediction.roofline import roofline_of
+from engine.profile.profile import Measurement, Profile
 from sim.figures.base import finite
 from sim.figures.theme import Palette, Theme, layout, palette
 from sim.i18n import numbers

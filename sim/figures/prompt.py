@@ -1,7 +1,7 @@
 """Figures of a prompt: what the model looks at, which token it expects, and how surprised each token finds it.
 
-Numbers are those of `engine.introspection`: attention weights softmax(QKᵀ/√d_k), probabilities of the next token, and
-the negative log likelihood of each token given those before it.
+Numbers are those of `engine.inference.introspection`: attention weights softmax(QKᵀ/√d_k), probabilities of the next
+token, and the negative log likelihood of each token given those before it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_LABELS = 60  # tokens with a label on an axis
 
 
 class Candidate(Protocol):
-    """A possible next token (see `engine.introspection.NextToken`)."""
+    """A possible next token (see `engine.inference.introspection.NextToken`)."""
 
     @property
     def text(self) -> str:
@@ -40,7 +40,7 @@ def attention_map(
     """Heat map of one head's attention weights, or the mean over the heads.
 
     Args:
-        weights: of one layer [heads, n, n], as `engine.introspection.attention_weights` gives them.
+        weights: of one layer [heads, n, n], as `engine.inference.introspection.attention_weights` gives them.
         labels: text of the n tokens.
         layer: its number, from 0.
         head: from 0; None: the mean over all heads.

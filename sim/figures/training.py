@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from engine.scaling import ScalingConstants, compute_optimal, loss, training_flop
+from engine.training.scaling_law import ScalingConstants, compute_optimal, loss, training_flop
 from sim.figures.base import finite
 from sim.figures.theme import Theme, layout, palette
 from sim.i18n import numbers
 from sim.i18n.translate import tr
 
 if TYPE_CHECKING:
-    from engine.scaling import FloatArray
+    from engine.training.scaling_law import FloatArray
 
 _SMOOTHED_STEPS = 10
 _LAW_COLOURS = ("revenue", "serving", "cash", "training", "other")

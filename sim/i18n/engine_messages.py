@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sim.i18n.translate import mark, retell
 
-# Labels and values of `engine.profile.describe` and `sim.company.provenance.provenance_rows`.
+# Labels and values of `engine.profile.profile.describe` and `sim.company.provenance.provenance_rows`.
 PROFILE = (
     mark("Kind"),
     mark("PREDICTED, not measured"),

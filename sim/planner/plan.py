@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import InputError
-from engine.hardware import CATALOG, Accelerator, lookup
-from engine.model_catalog import CatalogModel, find_model
+from engine.models.catalog import CatalogModel, find_model
+from engine.profile.hardware import CATALOG, Accelerator, lookup
 from sim.planner.serving import ServingAnswer, ServingNeed, serve
 from sim.planner.training import (
     LONGEST_SEQUENCE_TOKENS,
@@ -99,7 +99,7 @@ def plan(
     """How many accelerators serve and train a model.
 
     Args:
-        model: name, alias or hub id in engine/models.json.
+        model: name, alias or hub id in engine/models/catalog.json.
         on: accelerators of the hardware catalog, or "all".
         serving: load, objective, precision and where serving efficiencies come from.
         tokens: to train on; None takes those of the model's published run, else 20 per active parameter.
@@ -281,5 +281,5 @@ def _assumptions(serving: ServingNeed, mfu: float | None) -> tuple[str, ...]:
         f"Failures: a node of 8 every {LLAMA3_NODE_MTBF_H:,.0f} h (Llama 3 report), {MEGASCALE_RESTART_S:.0f} s to "
         "restart (MegaScale), checkpoints of 14 bytes per parameter at 1 GB/s per node, at the best interval.",
         f"Energy: board watts × PUE {LLAMA_PUE}; CO2 at {LLAMA_GRID_G_PER_KWH:.0f} g/kWh (LLaMA paper).",
-        "Prices: on-demand list prices of engine/hardware.py, read 2026-11.",
+        "Prices: on-demand list prices of engine/profile/hardware.py, read 2026-11.",
     )

@@ -1,9 +1,9 @@
 """How many accelerators serve a model at a load within a latency objective: predicted, with an interval.
 
 Memory first: a replica is the fewest accelerators of a machine (1, 2, 4, 8) that hold weights and a cache. Then speed:
-`engine.transfer.predict_profile` gives the replica's step times (an engine's efficiencies fitted on published
-benchmarks, or a measured profile carried over), `sim.capacity.surface` what it sustains; wider replicas are tried as
-long as an accelerator sustains more in them. Replicas = load / capacity, rounded up.
+`engine.prediction.roofline.predict_profile` gives the replica's step times (an engine's efficiencies fitted on
+published benchmarks, or a measured profile carried over), `sim.capacity.surface` what it sustains; wider replicas are
+tried as long as an accelerator sustains more in them. Replicas = load / capacity, rounded up.
 
 The interval needs no further simulation: a machine whose steps all take f times as long is the same machine with the
 clock slowed, so its capacity under an objective is that of the predicted one under the objective / f, divided by f.
@@ -20,18 +20,18 @@ from statistics import NormalDist
 import numpy as np
 
 from engine.errors import InputError
-from engine.hardware import Accelerator
-from engine.model_catalog import CatalogModel
-from engine.profile import Profile
-from engine.serving_efficiency import ENGINES, PRECISIONS, Deployment
-from engine.transfer import predict_profile
+from engine.models.catalog import CatalogModel
+from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, Deployment
+from engine.prediction.roofline import predict_profile
+from engine.profile.hardware import Accelerator
+from engine.profile.profile import Profile
 from sim.capacity.goals import Objective
 from sim.capacity.surface import CapacitySurface, capacity_surface
 from sim.workload.traffic_classes import traffic_mix
 
 WIDTHS = (1, 2, 4, 8)  # accelerators of one replica, within one machine
 LEVEL = 0.9  # of the interval
-_USABLE = 0.95  # of an accelerator's memory, as engine.serving_efficiency takes it
+_USABLE = 0.95  # of an accelerator's memory, as engine.prediction.engine_efficiency takes it
 _NO_PRICE = 0.0  # a row without a list price is predicted all the same; its cost stays unknown
 
 Progress = Callable[[float, str], None]

@@ -14,9 +14,9 @@ import statistics
 from dataclasses import dataclass
 
 from engine.errors import InputError
-from engine.hardware import Accelerator
-from engine.model_catalog import CatalogModel
-from engine.scaling import training_flop
+from engine.models.catalog import CatalogModel
+from engine.profile.hardware import Accelerator
+from engine.training.scaling_law import training_flop
 from sim.training.memory import (
     activation_bytes,
     checkpoint_bytes,

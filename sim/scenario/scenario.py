@@ -18,7 +18,7 @@ from pydantic import PrivateAttr, ValidationError
 from ruamel.yaml.comments import CommentedMap
 
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
 from sim.scenario.checks import inconsistency
 from sim.scenario.distributions import Distribution
 from sim.scenario.fields import commented_yaml, explain, line_of

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.profile import Profile
-from engine.step_time import StepTimeModel
+from engine.profile.profile import Profile
+from engine.profile.step_time import StepTimeModel
 
 ROUTERS = ("least_outstanding", "least_outstanding_tokens", "round_robin", "power_of_two", "prefix_aware")
 Router = Literal[

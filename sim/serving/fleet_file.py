@@ -18,7 +18,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from engine.batch import SchedulerConfig, vllm_scheduler
 from engine.errors import InputError
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.scenario.fields import explain, line_of
 from sim.serving.fleet_config import Fleet, ReplicaKind
 from sim.serving.step_table import read_step_times

@@ -27,9 +27,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.model_catalog import WEIGHT_BYTES, CatalogModel, find_model
-from engine.model_shape import ModelShape
-from engine.profile import Profile
+from engine.models.catalog import WEIGHT_BYTES, CatalogModel, find_model
+from engine.profile.model_shape import ModelShape
+from engine.profile.profile import Profile
 
 
 class Work(Protocol):

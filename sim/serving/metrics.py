@@ -26,7 +26,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from engine.errors import InputError
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.serving.batch_means import BATCHES, batch_means
 from sim.serving.hardware_use import Work, hardware_use
 from sim.serving.replica_tables import STATUSES

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.step_time import StepTimeModel
+from engine.profile.step_time import StepTimeModel
 from sim.serving.fleet_config import ROUTERS, Fleet, ReplicaKind
 from sim.serving.fleet_run import FleetRun
 from sim.serving.replica_tables import STATUSES
@@ -77,10 +77,9 @@ def replay(
             prefix_hashes (a list for each request: the content hash of each full block of its prompt), tenant,
             traffic_class, and after with think_s (the row that must finish first, −1 for none, and the seconds
             between that finish and this arrival; its own arrived_s is NaN).
-        step_time: seconds per step (see `engine.step_time.StepTimeModel`); its `decode_run` is used if it has one.
-        scheduler: limits of a replica.
-        replicas: how many.
-        router: which replica a request goes to when it arrives (see `sim.serving.routing`).
+        step_time: seconds per step (see `engine.profile.step_time.StepTimeModel`); its `decode_run` is used if it has
+        one. scheduler: limits of a replica. replicas: how many. router: which replica a request goes to when it
+        arrives (see `sim.serving.routing`).
 
     Returns:
         One row per request, in the order given: request_id, arrived_s, scheduled_s (first time in a batch),

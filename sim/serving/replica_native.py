@@ -1,7 +1,7 @@
 """`sim.serving.replica` as machine code: `sim/serving/c/`, compiled at first use, driven through the same methods.
 
 About a hundred times faster than the reference, with equal results. A step-time model that is not the profile's own
-(`engine.step_time.RooflineStepTime`) is asked in Python for each step, which then takes most of the time.
+(`engine.profile.step_time.RooflineStepTime`) is asked in Python for each step, which then takes most of the time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.c_compiler import load_compiled
 from engine.errors import InputError
-from engine.step_time import RooflineStepTime, StepTimeModel
+from engine.profile.step_time import RooflineStepTime, StepTimeModel
+from engine.utils.c_compiler import load_compiled
 from sim.serving.replica import LONGEST_SUMMED_JUMP
 from sim.serving.replica_tables import COUNTS, STEP_RECORD
 

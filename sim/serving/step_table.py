@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
-from engine.model_catalog import find_model
+from engine.models.catalog import find_model
 
 
 class Line:

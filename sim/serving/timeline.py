@@ -28,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
 
 STEP_COLUMNS = (
     *("replica", "started_s", "ended_s", "steps", "decodes", "prefill_chunks", "prefill_tokens"),

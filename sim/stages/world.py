@@ -20,7 +20,7 @@ from sim.stages.text_pool import Pool
 from sim.utils.randomness import streams
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.surface import CapacitySurface
     from sim.scenario.scenario import Scenario
 

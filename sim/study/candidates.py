@@ -18,7 +18,7 @@ from sim.study.shares import with_shares_kept
 if TYPE_CHECKING:
     import pandas as pd
 
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.scenario.scenario import Scenario
     from sim.study.runs.run_points import Point
     from sim.study.runs.workers import Place

@@ -26,7 +26,7 @@ from sim.study.shapley import Coalition, coalitions, contributions, drawn_orders
 from sim.study.waterfall import Term, waterfall
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.scenario.scenario import Scenario
 
 EXACT_GROUPS = 8  # up to which every coalition is run: 256 of them

@@ -35,7 +35,7 @@ from sim.study.runs.workers import place
 from sim.study.sampling import Sampling, draw
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.company.simulate import Result
     from sim.scenario.scenario import Scenario
     from sim.study.runs.workers import Place

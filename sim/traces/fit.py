@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
 from sim.traces.fit_arrivals import ArrivalFit, fit_arrivals
 from sim.traces.fit_quality import Quality, compare, ks_distance, rank_correlation
 from sim.workload.arrivals import GammaRenewal, GapTable, MarkovModulated, Process

@@ -26,7 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
 from sim.traces.checks import SkippedLines, TraceChecks, TraceReport
 from sim.traces.table import read_table
 from sim.workload.requests import OWN_COLUMNS, check_requests

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import InputError
-from engine.model_catalog import find_model
+from engine.models.catalog import find_model
 from sim.scenario.fields import explain
 from sim.training.checkpointing import poisson_interval
 from sim.training.memory import WEIGHT_BYTES, checkpoint_bytes, checkpoint_write_s
@@ -34,7 +34,7 @@ class PublishedRun(_Part):
     """One run: inputs, and what was published about it."""
 
     title: str
-    model: str = Field(description="name in engine/models.json")
+    model: str = Field(description="name in engine/models/catalog.json")
     accelerator: str
     accelerators: int = Field(default=1, ge=1)  # GPU-hours need no number; 1 where none was published
     peak_tflops: float | None = Field(default=None, gt=0)
@@ -100,7 +100,7 @@ class Sizes(_Part):
 class Claim(_Part):
     """A number of accelerators that somebody says a model needs."""
 
-    accelerator: str = Field(description="of engine/hardware.py's catalog")
+    accelerator: str = Field(description="of engine/profile/hardware.py's catalog")
     accelerators: int = Field(ge=1)
     tokens: float | None = Field(default=None, gt=0)  # that the model was trained on, where no run says it
     source: str = Field(min_length=1)

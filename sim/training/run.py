@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from engine.errors import InputError
-from engine.scaling import training_flop, training_hours
+from engine.training.scaling_law import training_flop, training_hours
 from sim.training.checkpointing import best_stretches, expected_time_s, poisson_interval, poisson_quantile
 
 # Defaults with a source, for whoever has no numbers of their own.

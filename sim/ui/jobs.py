@@ -22,7 +22,7 @@ from uuid import uuid4
 import streamlit as st
 
 from engine.errors import InputError
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.i18n.translate import language, mark, speaking
 from sim.utils.paths import resolve_profile
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from engine.errors import InputError
-from engine.hardware import HardwareInfo, detect
-from engine.profile import Profile
+from engine.profile.hardware import HardwareInfo, detect
+from engine.profile.profile import Profile
 from sim.i18n.translate import mark
 from sim.ui.jobs import Tell
 from sim.ui.process_tasks import run_apart
@@ -30,8 +30,8 @@ from sim.ui.process_tasks import run_apart
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engine.introspection import NextToken, TextLoss
-    from engine.llm import LLM
+    from engine.inference.introspection import NextToken, TextLoss
+    from engine.inference.llm import LLM
 
 _CACHE_TOKENS = 4096  # one conversation; a server would take all memory
 _LOADING = mark("loading the model")
@@ -135,7 +135,7 @@ class Room:
             Cancelled: by `tell`; the tokens that are there stay.
         """
         llm = self._model(answer.choice, tell)
-        from engine.sampling import SamplingParams
+        from engine.sampling.sampler import SamplingParams
 
         tell(0.0, _ANSWERING)
         answer.hardware = detect(answer.choice.device)
@@ -165,7 +165,7 @@ class Room:
             InputError: the model can't be loaded, the text is empty or too long, or there is no such layer.
         """
         llm = self._model(choice, tell)
-        from engine.introspection import attention_weights, next_tokens, text_loss, token_text
+        from engine.inference.introspection import attention_weights, next_tokens, text_loss, token_text
 
         tell(0.5, _ANSWERING)
         tokens = _tokens(llm, text, chat)
@@ -183,7 +183,7 @@ class Room:
         if self._loaded is None or self._loaded[0] != choice:
             tell(0.0, _LOADING)
             self._empty()
-            from engine.llm import LLM
+            from engine.inference.llm import LLM
 
             llm = LLM(choice.model, choice.device, choice.dtype, kv_cache_tokens=_CACHE_TOKENS)
             self._loaded = (choice, llm)

@@ -107,7 +107,7 @@ def _why(task: str, code: int, said: str) -> str:
 
 def _profile(tell: Tell, path: str, **asked: Any) -> None:
     """`flywheel profile`: the profile is saved at `path`."""
-    from engine.profiler import measure_profile
+    from engine.profiling.profiler import measure_profile
 
     measure_profile(**asked, progress=_progress(tell)).save(path)
 
@@ -123,9 +123,9 @@ def _train(
     sample_tokens: int,
 ) -> None:
     """`flywheel train`: the model goes to `out_dir`; tells each step's loss, and in the end what the model says."""
-    from engine.model import quiet
-    from engine.train_config import TrainConfig
-    from engine.trainer import run_training, sample_text
+    from engine.models.load import quiet
+    from engine.training.config import TrainConfig
+    from engine.training.trainer import run_training, sample_text
 
     def on_step(step: int, loss: float | None, validation_loss: float | None) -> None:
         tell(step=step, loss=loss, validation_loss=validation_loss)
@@ -153,10 +153,10 @@ def _scaling(
     library_mb: float,
 ) -> None:
     """`flywheel scaling` on the standard library: the law is saved at `path`."""
-    from engine.ladder import measure_law
-    from engine.model import quiet
-    from engine.standard_library import standard_library
-    from engine.train_config import TrainConfig
+    from engine.models.load import quiet
+    from engine.training.config import TrainConfig
+    from engine.training.python_docs import standard_library
+    from engine.training.scaling_ladder import measure_law
 
     with quiet():
         ladder = measure_law(

@@ -12,7 +12,7 @@ from pathlib import Path
 import streamlit as st
 
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
 from sim.scenario.scenario import Scenario
 from sim.utils.paths import scenarios_dir
 from sim.utils.yaml_file import LARGEST_FILE_BYTES, mapping_in, plain_values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.errors import InputError
-from engine.files import cache_dir
+from engine.utils.files import cache_dir
 
 __all__ = [
     "cache_dir",
@@ -25,7 +25,7 @@ def scenarios_dir() -> Path:
 
 def shipped_profiles_dir() -> Path:
     """Folder of the profiles that were measured on named machines and ship with the program."""
-    return _ROOT / "engine" / "profiles"
+    return _ROOT / "engine" / "profile" / "shipped"
 
 
 def measured_profiles_dir() -> Path:

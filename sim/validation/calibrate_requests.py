@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.batch import SchedulerConfig
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.serving.metrics import latencies
 from sim.serving.replay import replay_with_stats
 from sim.validation.calibrate_steps import calibrated, note_of, update

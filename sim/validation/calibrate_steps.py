@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from engine.cost import cost_table
-from engine.profile import Profile
-from engine.step_time import RooflineStepTime, basis
+from engine.profile.cost import cost_table
+from engine.profile.profile import Profile
+from engine.profile.step_time import RooflineStepTime, basis
 from sim.validation.observe import Observation
 from sim.validation.posterior import coefficients, posterior_of, uncertainty_from, with_coefficients
 

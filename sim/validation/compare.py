@@ -22,7 +22,7 @@ import pandas as pd
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from engine.step_time import StepTimeModel
+from engine.profile.step_time import StepTimeModel
 from sim.serving.metrics import latencies
 from sim.serving.replay import replay_with_stats
 from sim.validation.observe import Observation, full_prefix_hashes

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from engine.checked_json import read_json_object
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
+from engine.utils.json_file import read_json_object
 from sim.workload.requests import check_requests
 
 if TYPE_CHECKING:
     from engine.batch import Step
-    from engine.llm import LLM
+    from engine.inference.llm import LLM
 
 ProgressReport = Callable[[float, str], None]
 
@@ -266,7 +266,7 @@ class _Run:
         return time.perf_counter() - self._began
 
     def _take_arrived(self) -> None:
-        from engine.sampling import SamplingParams
+        from engine.sampling.sampler import SamplingParams
 
         while self._coming and self._coming[0][0] <= self._now():
             _, row = heapq.heappop(self._coming)

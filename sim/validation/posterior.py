@@ -11,7 +11,7 @@ averages out. Common are
   coefficients by as much;
 - the machine: as fast as it was when measured, give or take `run_sd` for a run as a whole.
 
-Together they are a normal distribution over the coefficients, in the order of `engine.step_time.basis`, times a
+Together they are a normal distribution over the coefficients, in the order of `step_time.basis`, times a
 log-normal factor per run. No torch here.
 """
 
@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.profile import Profile
-from engine.step_time import RooflineStepTime, Uncertainty
+from engine.profile.profile import Profile
+from engine.profile.step_time import RooflineStepTime, Uncertainty
 
 FloatArray = NDArray[np.float64]
 
@@ -110,7 +110,7 @@ def bend_covariance(times: RooflineStepTime, relative_sd: float) -> FloatArray:
 
 
 def coefficients(times: RooflineStepTime) -> FloatArray:
-    """The coefficients [k] in the order of `engine.step_time.basis`."""
+    """The coefficients [k] in the order of `step_time.basis`."""
     return np.array(
         [
             times.constant_s,
@@ -127,7 +127,7 @@ def coefficients(times: RooflineStepTime) -> FloatArray:
 def with_coefficients(
     times: RooflineStepTime, values: Sequence[float] | FloatArray, uncertainty: Uncertainty | None = None
 ) -> RooflineStepTime:
-    """A model with the knots of `times` and these coefficients, ≥ 0, in the order of `engine.step_time.basis`."""
+    """A model with the knots of `times` and these coefficients, ≥ 0, in the order of `step_time.basis`."""
     numbers = [float(value) for value in values]
     ramp, rest = 1 + len(times.token_knots), 1 + len(times.token_knots) + len(times.request_knots)
     return replace(

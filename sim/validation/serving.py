@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from engine.errors import InputError
-from engine.files import write_atomically
-from engine.profile import Profile
+from engine.profile.profile import Profile
+from engine.utils.files import write_atomically
 from sim.utils.serialise import json_ready
 from sim.validation.calibrate_steps import calibrate_on_steps
 from sim.validation.compare import (
@@ -34,7 +34,7 @@ from sim.validation.observe import Observation, observe, warm_up
 from sim.validation.posterior import posterior_of
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
+    from engine.inference.llm import LLM
 
 ProgressReport = Callable[[float, str], None]
 
@@ -110,9 +110,9 @@ def validate_serving(
     Raises:
         InputError: the profile is of another model, a load is unknown, the requests don't fit.
     """
-    from engine.hardware import detect
-    from engine.llm import LLM
-    from engine.profiler import fill_cache, software_versions
+    from engine.inference.llm import LLM
+    from engine.profile.hardware import detect
+    from engine.profiling.profiler import fill_cache, software_versions
 
     lengths, report = lengths or Lengths(), progress or (lambda _fraction, _what: None)
     if requests < 1 or runs < 1:

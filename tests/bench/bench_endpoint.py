@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.endpoint_profile import Known, measure_endpoint
 from engine.errors import InputError
-from engine.openai_client import Endpoint
-from engine.profile import Measurement, Profile
-from engine.profiler import fit_and_judge
+from engine.loadtest.client import Endpoint
+from engine.profile.profile import Measurement, Profile
+from engine.profiling.endpoint import Known, measure_endpoint
+from engine.profiling.profiler import fit_and_judge
 from sim.capacity.goals import Objective
 from sim.capacity.surface import capacity_surface
 from sim.cli.load import checked_with_backlog
@@ -36,7 +36,7 @@ TRAFFIC = {"chat": 1.0}
 def inside(model: str, dtype: str, budget_s: float, path: Path) -> Profile:
     """In a process of its own, so that its threads and memory are gone when the server begins."""
     code = (
-        "import sys; from engine.profiler import measure_profile; "
+        "import sys; from engine.profiling.profiler import measure_profile; "
         "measure_profile(sys.argv[1], dtype=sys.argv[2], budget_s=float(sys.argv[3]), training=False).save(sys.argv[4])"
     )
     subprocess.run([sys.executable, "-c", code, model, dtype, str(budget_s), str(path)], check=True)
@@ -47,7 +47,7 @@ def serve(model: str, dtype: str, path: Path) -> None:
     """`flywheel serve` in short, that notes each step of its engine in a file."""
     from engine import LLM
     from engine.batch import Step
-    from engine.server.run import Server, ServerConfig
+    from engine.server.server import Server, ServerConfig
 
     noted: list[object] = []
     with path.open("w", buffering=1) as file:

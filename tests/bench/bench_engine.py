@@ -28,8 +28,8 @@ from rich.table import Table
 
 from engine import LLM, SamplingParams
 from engine.batch import BatchChunk
-from engine.model import load_model
-from engine.profiler import fill_cache, measure_peaks, time_step
+from engine.models.load import load_model
+from engine.profiling.profiler import fill_cache, measure_peaks, time_step
 
 REQUESTS, OUTPUT_TOKENS = 64, 64
 STATIC_BATCHES = (1, 8, 32)

@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 import pandas as pd
 from aiohttp import web
 
-from engine.loadgen import arrival_times, run_load
-from engine.openai_client import Endpoint
+from engine.loadtest.client import Endpoint
+from engine.loadtest.load import arrival_times, run_load
 
 ANSWER_S, LOAD_S = 2.0, 8.0
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 
 from engine.batch import SchedulerConfig
-from engine.profile import Profile
-from engine.step_time import RooflineStepTime
+from engine.profile.profile import Profile
+from engine.profile.step_time import RooflineStepTime
 from sim.serving.metrics import littles_law_error, summary
 from sim.serving.replay import replay_with_stats
 from sim.utils.paths import resolve_profile

@@ -57,8 +57,8 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """Both ways in turns."""
     from engine import LLM
-    from engine.metering import Meter
-    from engine.server.run import Server, ServerConfig, raise_file_limit
+    from engine.server.server import Server, ServerConfig, raise_file_limit
+    from engine.usage.meter import Meter
 
     raise_file_limit()
     rng = random.Random(0)

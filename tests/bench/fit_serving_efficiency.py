@@ -1,4 +1,4 @@
-"""Refit engine/serving_efficiency.json and print its error on models left out of the fit.
+"""Refit engine/prediction/engine_efficiency.json and print its error on models left out of the fit.
 
     python tests/bench/fit_serving_efficiency.py [--write] [CSV]
 
@@ -29,15 +29,9 @@ from scipy.optimize import least_squares
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from engine.hardware import lookup  # noqa: E402
-from engine.model_catalog import find_model  # noqa: E402
-from engine.serving_efficiency import (  # noqa: E402
-    ENGINES,
-    FITTED_FILE,
-    Deployment,
-    closed_loop,
-    work,
-)
+from engine.models.catalog import find_model  # noqa: E402
+from engine.prediction.engine_efficiency import ENGINES, FITTED_FILE, Deployment, closed_loop, work  # noqa: E402
+from engine.profile.hardware import lookup  # noqa: E402
 
 CSV = ROOT.parent / "shared" / "measured" / "serving_h100_b200_agg.csv"
 SYSTEMS = {"h100_sxm": lookup("H100 SXM").name, "b200_sxm": lookup("B200 SXM").name}
@@ -261,7 +255,7 @@ def main() -> None:
         common, engines, burst = fit.split(fit.x)
         content = {
             "source": "ai-dynamo/aiconfigurator silicon_sample.csv (Apache-2.0), measured 2025-07 to 2026-04",
-            "method": "tests/bench/fit_serving_efficiency.py; terms in engine/serving_efficiency.py",
+            "method": "tests/bench/fit_serving_efficiency.py; terms in engine/prediction/engine_efficiency.py",
             "common": _rounded(common, np.arange(len(NAMES))),
             "by_engine": {name: _rounded(engines[i], fit.by_engine) for i, name in enumerate(ENGINES)},
             "burst": {

@@ -1,5 +1,5 @@
 #pragma once
-/* Seconds of a step: `engine/step_time.py`, or any other model, asked in Python. */
+/* Seconds of a step: `engine/profile/step_time.py`, or any other model, asked in Python. */
 #include "types.h"
 
 static double ramp(i64 n, const double *knot, const double *slope, const double *base, double amount, double *rest) {

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.scaling import FORWARD_FLOP, training_flop
+from engine.training.scaling_law import FORWARD_FLOP, training_flop
 
 if TYPE_CHECKING:
     from sim.scenario.schema import Training

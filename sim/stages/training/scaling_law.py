@@ -22,7 +22,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from engine.errors import InputError
-from engine.scaling import ScalingConstants, load_law, loss
+from engine.training.scaling_law import ScalingConstants, load_law, loss
 from sim.stages.world import ModelVersion
 
 if TYPE_CHECKING:

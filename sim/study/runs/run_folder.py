@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from engine.errors import InputError
-from engine.files import write_atomically
+from engine.utils.files import write_atomically
 
 LAYOUT_VERSION = 1
 

@@ -26,7 +26,7 @@ from sim.study.runs.worker import Row
 from sim.study.runs.workers import Place, place
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.scenario.scenario import Scenario
 
 Progress = Callable[[float, str], None]
@@ -243,7 +243,7 @@ def _task(
 
 def _profile_of(model: str, profile: Profile | None) -> Profile | str:
     """The profile of a model, or the reason why there is none."""
-    from engine.profile import Profile as ProfileType
+    from engine.profile.profile import Profile as ProfileType
     from sim.utils.paths import resolve_profile
 
     try:

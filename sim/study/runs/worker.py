@@ -22,7 +22,7 @@ from engine.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
     from sim.capacity.surface import CapacitySurface
     from sim.scenario.scenario import Scenario
 
@@ -40,8 +40,8 @@ class Worker:
     """
 
     def __init__(self, task: Mapping[str, Any]) -> None:
-        from engine.checked_json import build
-        from engine.profile import Profile
+        from engine.profile.profile import Profile
+        from engine.utils.json_file import build
         from sim.scenario.scenario import Scenario
 
         self.scenario: Scenario = Scenario.parse(task["scenario"], file=task["file"])

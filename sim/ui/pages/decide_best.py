@@ -23,7 +23,7 @@ from sim.ui.lever_inputs import FIRST_KEY, MOST_SEEDS, bounds, key_label, number
 from sim.ui.study_jobs import apply, study
 
 if TYPE_CHECKING:
-    from engine.profile import Profile
+    from engine.profile.profile import Profile
 
 GOALS = (
     "max cash_usd_end",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import streamlit as st
 
 from engine.errors import InputError
-from engine.profile import Profile, describe
+from engine.profile.profile import Profile, describe
 from sim.figures import profile as figures_engine
 from sim.i18n import numbers
 from sim.i18n.engine_messages import profile_row

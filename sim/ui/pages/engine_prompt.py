@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from engine.errors import InputError
-from engine.profile import Profile
+from engine.profile.profile import Profile
 from sim.figures import prompt as figures_prompt
 from sim.i18n import numbers
 from sim.i18n.translate import tr

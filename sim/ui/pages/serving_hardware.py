@@ -9,10 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from engine.errors import InputError
-from engine.hardware import CATALOG
-from engine.model_catalog import catalog, find_model
-from engine.profile import Profile
-from engine.serving_efficiency import ENGINES, PRECISIONS
+from engine.models.catalog import catalog, find_model
+from engine.prediction.engine_efficiency import ENGINES, PRECISIONS
+from engine.profile.hardware import CATALOG
+from engine.profile.profile import Profile
 from sim.capacity.configurations import (
     Configuration,
     Refused,

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine.checked_json import read_json_object
 from engine.errors import InputError
-from engine.hardware import CATALOG
-from engine.scaling import BESIROGLU_2024, ScalingConstants, load_law, loss_interval
+from engine.profile.hardware import CATALOG
+from engine.training.scaling_law import BESIROGLU_2024, ScalingConstants, load_law, loss_interval
+from engine.utils.json_file import read_json_object
 from sim.cli.scaling import LIBRARY_MB, RECIPE, SIZES, VOCAB_SIZE, parse_sizes, scenario_keys
 from sim.figures.training import loss_curve, planned_loss, scaling_law
 from sim.i18n import numbers

@@ -1,0 +1,1 @@
+"""What does a server feel like from outside?"""

@@ -1,0 +1,1 @@
+"""Where do weights and sizes come from?"""

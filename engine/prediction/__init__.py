@@ -1,0 +1,1 @@
+"""How fast would it be on hardware that is not here?"""

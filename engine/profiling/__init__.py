@@ -1,0 +1,1 @@
+"""How is a profile measured, here or through an endpoint?"""

@@ -1,0 +1,131 @@
+"""What a key may use: requests and tokens per minute, and money per month.
+
+The limits per minute are token buckets (Turner 1986, "New directions in communications"): a bucket of a minute's
+allowance that refills evenly, so a key may burst up to a minute's worth and never exceeds the rate in the long run. A
+request first takes its prompt and all tokens that it may produce, and gives back what it did not use. The budget is
+compared with what the meter has written; requests under way are not in it, so a key may pass its budget by those.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.server.errors import ApiError
+from engine.usage.api_keys import ApiKey
+from engine.usage.meter import Meter, TokenPrices
+
+
+@dataclass
+class TokenBucket:
+    """`per_minute` units a minute; starts full."""
+
+    per_minute: int
+    level: float
+    at_s: float
+
+    def refill(self, now_s: float) -> None:
+        """Let time pass up to `now_s`."""
+        gained = (now_s - self.at_s) * self.per_minute / 60
+        self.level, self.at_s = min(self.level + gained, float(self.per_minute)), now_s
+
+    def wait_s(self, amount: float) -> float:
+        """How long until so much is there; 0: now."""
+        return max(amount - self.level, 0.0) * 60 / self.per_minute
+
+    @property
+    def full_in_s(self) -> float:
+        """How long until it is full again."""
+        return self.wait_s(self.per_minute)
+
+
+class Limits:
+    """Of all keys; used on the event loop alone."""
+
+    def __init__(
+        self, meter: Meter | None = None, prices_of: Callable[[str | None], TokenPrices | None] | None = None
+    ) -> None:
+        """`prices_of` a plan: what a budget is spent at; None: the measured cost."""
+        self._meter = meter
+        self._prices_of = prices_of or (lambda plan: None)
+        self._buckets: dict[tuple[str, str], TokenBucket] = {}
+
+    def take(self, key: ApiKey, prompt_tokens: int, most_tokens: int) -> tuple[int, dict[str, str]]:
+        """Take one request and the most tokens that it may use; gives what was taken, and the x-ratelimit headers.
+
+        A request that may use more than a minute's allowance waits for a full bucket, and owes what it uses beyond.
+
+        Raises:
+            ApiError: 429, with Retry-After.
+        """
+        now_s = time.monotonic()
+        limit = key.tokens_per_minute
+        if limit and prompt_tokens > limit:
+            raise ApiError(
+                429, f"Request too large: {prompt_tokens} tokens; the key's limit is {limit} per minute",
+                code="rate_limit_exceeded", kind="tokens", headers=self.headers(key),
+            )  # fmt: skip
+        tokens = min(most_tokens, limit) if limit else 0
+        asked = [("requests", key.requests_per_minute, 1), ("tokens", limit, tokens)]
+        taken = []
+        for what, per_minute, amount in asked:
+            if not per_minute:
+                continue
+            bucket = self._bucket(key.key_id, what, per_minute, now_s)
+            wait_s = bucket.wait_s(amount)
+            if wait_s > 0:
+                raise ApiError(
+                    429, f"Rate limit reached: {per_minute} {what} per minute; try again in {wait_s:.1f} s",
+                    code="rate_limit_exceeded", kind=what,
+                    headers={**self.headers(key), "Retry-After": str(max(math.ceil(wait_s), 1))},
+                )  # fmt: skip
+            taken.append((bucket, amount))
+        for bucket, amount in taken:
+            bucket.level -= amount
+        return tokens, self.headers(key)
+
+    def give_back(self, key: ApiKey, tokens: int, requests: int = 0) -> None:
+        """What a request took and did not use; less than nothing if it used more."""
+        for what, amount in (("tokens", tokens), ("requests", requests)):
+            bucket = self._buckets.get((key.key_id, what))
+            if bucket is not None:
+                bucket.level = min(bucket.level + amount, float(bucket.per_minute))
+
+    def headers(self, key: ApiKey) -> dict[str, str]:
+        """x-ratelimit headers as OpenAI's API sends them, of the limits that the key has."""
+        now_s = time.monotonic()
+        found: dict[str, str] = {}
+        for what, limit in (("requests", key.requests_per_minute), ("tokens", key.tokens_per_minute)):
+            if limit:
+                bucket = self._bucket(key.key_id, what, limit, now_s)
+                found[f"x-ratelimit-limit-{what}"] = str(limit)
+                found[f"x-ratelimit-remaining-{what}"] = str(max(math.floor(bucket.level), 0))
+                found[f"x-ratelimit-reset-{what}"] = f"{bucket.full_in_s:.3f}s"
+        return found
+
+    def require_budget(self, key: ApiKey) -> None:
+        """Reads the meter, so not on the event loop.
+
+        Raises:
+            ApiError: 429, the month's budget is spent.
+        """
+        budget = key.budget_micro_usd_per_month
+        if budget is None or self._meter is None:
+            return
+        spent = self._meter.spent_micro_usd(key.key_id, prices=self._prices_of(key.plan))
+        if spent >= budget:
+            raise ApiError(
+                429,
+                f"You exceeded your current quota: {spent / 1e6:.6f} of {budget / 1e6:.6f} USD are spent this month",
+                code="insufficient_quota",
+                kind="insufficient_quota",
+            )
+
+    def _bucket(self, key_id: str, what: str, limit: int, now_s: float) -> TokenBucket:
+        bucket = self._buckets.get((key_id, what))
+        if bucket is None or bucket.per_minute != limit:
+            bucket = self._buckets[key_id, what] = TokenBucket(limit, float(limit), now_s)
+        bucket.refill(now_s)
+        return bucket

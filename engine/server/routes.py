@@ -1,0 +1,286 @@
+"""The routes: OpenAI's API over one model, and what an operator needs (health, readiness, metrics, token counts)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from fastapi import FastAPI, Request, Security
+from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
+from starlette.types import Receive, Scope, Send
+
+from engine.errors import InputError
+from engine.inference.embed import embed
+from engine.inference.llm import LLM
+from engine.sampling.sampler import SamplingParams
+from engine.scheduler import QueueFullError
+from engine.server import schema
+from engine.server.engine_thread import StoppedError, Ticket
+from engine.server.errors import ApiError, add_handlers, bad
+from engine.server.lifecycle import told
+from engine.server.middleware import Visit
+from engine.server.request_parsing import Service
+from engine.server.responses import DONE, Chat, Form, Stream, Text, embedded, whole
+
+_GONE = 499  # the client went away (nginx' number); nobody reads it
+_ERRORS = (400, 401, 404, 408, 413, 429, 500, 503)
+
+
+def make_app(service: Service) -> FastAPI:
+    """The application, without the door before it."""
+    app = FastAPI(
+        title="model-flywheel",
+        description="OpenAI's API over the flywheel's engine.",
+        version="1",
+        docs_url=None,  # they would load their scripts from elsewhere
+        redoc_url=None,
+    )
+    add_handlers(app)
+    keyed: dict[str, Any] = {"responses": schema.describe_responses(*_ERRORS)}
+    if service.needs_key:  # the door checks it; this describes it
+        keyed["dependencies"] = [Security(HTTPBearer(auto_error=False))]
+    streamed = keyed | {"responses": schema.describe_responses(*_ERRORS, stream=True)}
+
+    @app.get("/health", response_model=schema.Status, responses={500: {"model": schema.Error}})
+    async def health() -> Response:
+        """200 unless the engine failed: while the model is loaded and while the server drains, too."""
+        if service.engine.failure is not None:
+            raise ApiError(500, "the engine failed")
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready", response_model=schema.Status, responses={503: {"model": schema.Error}})
+    async def ready() -> Response:
+        """200 if requests are taken now."""
+        if service.draining():
+            raise ApiError(503, "the server is stopping")
+        if not service.engine.ready:
+            raise ApiError(503, "the model is not loaded")
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", response_class=Response, responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, 503: {"model": schema.Error}})  # fmt: skip
+    async def metrics() -> Response:
+        """Prometheus' text format, with vLLM's names."""
+        if service.engine.llm is None:
+            raise ApiError(503, "the model is not loaded")
+        text = service.engine.metrics.exposition(service.engine.llm)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models", response_model=schema.Models, **keyed)
+    async def models() -> Response:
+        """The one model that is served."""
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    @app.get("/v1/models/{name:path}", response_model=schema.Model, **keyed)
+    async def model(name: str) -> Response:
+        """The served model by its name."""
+        service.require_model(name)
+        return JSONResponse(_model(service))
+
+    @app.post("/v1/completions", response_model=schema.Completion, **streamed)
+    async def completions(body: schema.CompletionBody, request: Request) -> Response:
+        """Go on with a text."""
+        service.require_model(body.model)
+        prompts = await service.apart(service.prompts, body.prompt, "prompt")
+        if body.echo and body.logprobs is not None:
+            raise bad("logprobs: of an echoed prompt they are not computed", "logprobs")
+        longest = max(map(len, prompts))
+        params = await service.apart(service.sampling, body, body.max_tokens or 16, body.logprobs, longest)
+        texts = [""] * len(prompts)
+        if body.echo:
+            texts = [service.words().tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
+            if isinstance(body.prompt, str):
+                texts = [body.prompt]
+        echoed = [text for text in texts for _ in range(params.n)]
+        visit: Visit = request.state.visit
+        form = Text(visit.request_id, service.model, service.vocabulary, echoed)
+        return await _answer(service, form, prompts, params, body, str(body.prompt), request)
+
+    @app.post("/v1/chat/completions", response_model=schema.ChatCompletion, **streamed)
+    async def chat(body: schema.ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        service.require_model(body.model)
+        if body.top_logprobs is not None and not body.logprobs:
+            raise bad("top_logprobs: allowed with logprobs only", "top_logprobs")
+        prompt = await service.apart(service.conversation, body.messages)
+        most = body.max_completion_tokens or body.max_tokens
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        params = await service.apart(service.sampling, body, most, logprobs, len(prompt))
+        visit: Visit = request.state.visit
+        form = Chat(visit.request_id, service.model, service.vocabulary)
+        text = "\n".join(message.text for message in body.messages)
+        return await _answer(service, form, [prompt], params, body, text, request)
+
+    @app.post("/v1/embeddings", response_model=schema.Embeddings, **keyed)
+    async def embeddings(body: schema.EmbeddingBody, request: Request) -> Response:
+        """The mean of the model's last hidden states over each text, of length 1."""
+        service.require_model(body.model)
+        prompts = await service.apart(service.prompts, body.input, "input")
+        most = service.longest - 1
+        if max(map(len, prompts)) > most:
+            raise bad(f"input: allowed are up to {most} tokens each", "input", "context_length_exceeded")
+        visit: Visit = request.state.visit
+        visit.prompt_tokens = sum(map(len, prompts))
+        await service.counter.take(visit, visit.prompt_tokens, visit.prompt_tokens)
+        encoding = body.encoding_format or "float"
+        data, engine_s = [], 0.0
+        for index, prompt in enumerate(prompts):
+            vector, took_s = await _on_engine(service, prompt)
+            engine_s += took_s
+            data.append({"object": "embedding", "index": index, "embedding": embedded(vector, encoding)})
+        visit.outcome = "stop"
+        await service.counter.record(visit, engine_s)
+        usage = {"prompt_tokens": visit.prompt_tokens, "total_tokens": visit.prompt_tokens}
+        return JSONResponse({"object": "list", "model": service.model, "data": data, "usage": usage})
+
+    @app.post("/tokenize", response_model=schema.Tokens, **keyed)
+    async def tokenize(body: schema.TokenizeBody) -> Response:
+        """Token ids of a prompt or of a conversation."""
+        service.require_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise bad("give either prompt or messages")
+        if body.messages is not None:
+            tokens = await service.apart(service.conversation, body.messages)
+        elif body.prompt:
+            tokens = await service.apart(service.encode, body.prompt, body.add_special_tokens, False)
+        else:
+            tokens = []
+        found = {"count": len(tokens), "max_model_len": service.longest, "tokens": tokens}
+        return JSONResponse(found)
+
+    @app.post("/detokenize", response_model=schema.Detokenized, **keyed)
+    async def detokenize(body: schema.DetokenizeBody) -> Response:
+        """The text of token ids."""
+        service.require_model(body.model)
+        size = service.llm.shape.vocab_size
+        if any(token >= size for token in body.tokens):
+            raise bad(f"tokens: allowed are 0 to {size - 1}", "tokens")
+        return JSONResponse({"prompt": await service.apart(service.words().tokenizer.decode, body.tokens)})
+
+    _describe_truthfully(app)
+    return app
+
+
+async def _on_engine(service: Service, prompt: list[int]) -> tuple[list[float], float]:
+    def work(llm: LLM) -> tuple[list[float], float]:
+        begun_s = time.perf_counter()
+        vector = embed(llm, prompt)
+        return vector, time.perf_counter() - begun_s
+
+    try:
+        return cast(tuple[list[float], float], await service.engine.call(work))
+    except QueueFullError:
+        raise ApiError(
+            429, "The KV cache is full now", code="queue_full", headers={"Retry-After": "1"}
+        ) from None
+    except (InputError, StoppedError) as error:
+        raise told(error) from None
+
+
+async def _answer(
+    service: Service,
+    form: Form,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    body: schema.Sampling,
+    text: str,
+    request: Request,
+) -> Response:
+    """Run a request, and answer whole or as a stream."""
+    visit: Visit = request.state.visit
+    if service.log_prompts:
+        visit.prompt = text
+    streams = bool(body.stream)
+    ticket = await service.counter.admit(visit, prompts, params, streams=streams, receive=request.receive)
+    settle = lambda: service.counter.settle(visit, ticket, text if body.store else None, body.user)  # noqa: E731
+    try:
+        if streams:
+            await ticket.wait()  # what goes wrong before the first token has a status of its own
+        else:
+            await ticket.wait_finished()
+    except (InputError, StoppedError) as error:
+        await settle()
+        raise told(error) from None
+    if ticket.gone:
+        await ticket.closed.wait()
+        await settle()
+        return Response(status_code=_GONE)
+    if all(sample.finish_reason == "timeout" and not sample.tokens for sample in ticket.samples):
+        await settle()
+        raise ApiError(
+            429, "The request waited for its time limit and was never begun", code="timeout",
+            headers={"Retry-After": str(service.engine.retry_after_s())},
+        )  # fmt: skip
+    if streams:
+        options = body.stream_options or schema.StreamOptions()
+        return _Events(Stream(form, ticket, options), ticket, settle)
+    await settle()
+    return Response(whole(form, ticket), media_type="application/json")
+
+
+class _Events(Response):
+    """A stream of server-sent events. That the answer is over is told when the request is metered, its text before."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, stream: Stream, ticket: Ticket, settle: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._stream, self._ticket, self._settle = stream, ticket, settle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what comes while it comes."""
+        stream, ticket = self._stream, self._ticket
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        end = b""
+        try:
+            await _send(send, stream.first())
+            while not ticket.gone:
+                over = ticket.closed.is_set()
+                await _send(send, stream.news(ends=not over))
+                if over:
+                    break
+                await ticket.wait()
+            if ticket.error is not None:
+                raise ticket.error
+            if ticket.gone:
+                await ticket.closed.wait()
+                await self._settle()
+            else:
+                end = stream.news()
+                await self._settle()
+                end += stream.usage() + DONE
+        except (ApiError, InputError, StoppedError) as error:
+            answer = error if isinstance(error, ApiError) else told(error)
+            if not isinstance(error, ApiError):
+                await self._settle()
+            end = b"data: " + JSONResponse(answer.body).body + b"\n\n"
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
+
+async def _send(send: Send, events: bytes) -> None:
+    if events:
+        await send({"type": "http.response.body", "body": events, "more_body": True})
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.model,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "model-flywheel",
+        "max_model_len": service.longest,
+    }
+
+
+def _describe_truthfully(app: FastAPI) -> None:
+    """FastAPI writes that it answers bad bodies with 422; here it is 400."""
+    described = app.openapi()
+    for path in described["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        described.get("components", {}).get("schemas", {}).pop(name, None)
+    app.openapi = lambda: described  # type: ignore[method-assign]

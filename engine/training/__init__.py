@@ -1,0 +1,1 @@
+"""How is a model trained, and which law does its loss follow?"""

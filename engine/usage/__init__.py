@@ -1,0 +1,1 @@
+"""Who was served what? Keys, the meter and its durable database."""
