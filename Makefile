@@ -43,7 +43,7 @@ bench: $(VENV)/installed $(PROFILE)
 	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 screenshots: $(VENV)/installed
-	$(BIN)/python tests/screenshots.py
+	$(BIN)/python tests/tools/screenshots.py
 
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

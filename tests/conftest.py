@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
-from sim.utils import paths
+from tests.helpers.places import SHARED
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core each: more threads than cores are many times slower
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,11 +17,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A shell's background job ignores it, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tests know the shipped profile's numbers; `make run` leaves this machine's own in the checkout.
-_ROOT, _EMPTY, _OWN = Path(__file__).resolve().parents[1], TemporaryDirectory(), paths.measured_profiles_dir
-paths.measured_profiles_dir = lambda: Path(_EMPTY.name) if Path.cwd() == _ROOT else _OWN()
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+@pytest.fixture(scope="session", autouse=True)
+def _away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Fixtures of a session start in an empty folder too: nothing sees what `make run` left in the checkout."""
+    os.chdir(tmp_path_factory.mktemp("start"))
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test starts in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ A step of a batch on some accelerators is split into the work it can't avoid, ea
 and each part is multiplied with a coefficient ≥ 0 (1 = data sheet reached) or is one itself (overheads). The
 coefficients are common to all accelerators and engines, with small departures by engine where the data tell them
 apart: a hierarchical fit with Gaussian priors on their logarithms (Gelman & Hill 2007, ch. 12), run by
-tests/bench/fit_serving_efficiency.py and shipped in engine_efficiency.json.
+tests/bench/fit_engine_efficiency.py and shipped in engine_efficiency.json.
 
 What the engines' published benchmarks report follows from the step times. A closed loop keeps `concurrency`
 requests going, each replaced when it ends, so in the time of one request every other one is prefilled once:

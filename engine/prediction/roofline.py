@@ -36,7 +36,7 @@ MAX_RUNNING_REQUESTS = 256
 WEIGHT_READ_SHARE = 0.85
 # Standard deviation of log(measured / transferred) between two machines of like peak; more, the further they lie
 # apart. Met where both were measured, twice apart: 0.13 and 0.14 (one thread, two threads), 0.29 and 0.33 (RTX 4090
-# with 8B, two A100 with 34B); see tests/test_transfer.py.
+# with 8B, two A100 with 34B); see tests/engine/prediction/test_roofline.py.
 TRANSFER_LOG_SD = 0.2
 # Latency of an all-reduce between accelerators of one machine, as measured by the fit's engines.
 _REDUCE_S = 10e-6

@@ -1,8 +1,8 @@
 """What happens in a simulated company, told in the reader's language.
 
 The stages note events as English sentences with numbers in them (`World.note`): what a run gives doesn't depend on
-who reads it. Here stands one template for each of those sentences; `tests/test_language.py` holds every event of the
-shipped scenarios against them.
+who reads it. Here stands one template for each of those sentences; `tests/sim/i18n/test_translations.py` holds every
+event of the shipped scenarios against them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The language that people read: English in the code, others in `sim/locale/LANGUAGE.po`.
 
 `tr("{share} of revenue", share="12%")` gives the sentence in the language of the moment. A sentence without a
-translation stays English; `tests/test_language.py` finds it, `python tests/translations.py` brings the file up to
-date. What machines read (keys, columns, logs, errors of the command line) is English always, and no result depends
-on the language: sentences that the simulation or the engine words itself are told again where they are shown
-(`retell`; their templates stand in `sim.i18n.event_messages` and `sim.i18n.engine_messages`).
+translation stays English; `tests/sim/i18n/test_translations.py` finds it, `python tests/tools/translations.py` brings
+the file up to date. What machines read (keys, columns, logs, errors of the command line) is English always, and no
+result depends on the language: sentences that the simulation or the engine words itself are told again where they are
+shown (`retell`; their templates stand in `sim.i18n.event_messages` and `sim.i18n.engine_messages`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ side (Owen 1997).
 Stopping by itself: runs are looked at after each batch of 256, every batch a design of its own, and the study ends at
 the first look at which every interval asked for is narrow enough. Such a rule keeps the intervals' rate as the width
 asked for shrinks, when the variance is estimated consistently and the first look comes late enough (Chow and Robbins
-1965; for simulations Glynn and Whitt 1992); `tests/test_study_monte_carlo.py` holds it on a skewed outcome.
+1965; for simulations Glynn and Whitt 1992); `tests/sim/study/test_monte_carlo.py` holds it on a skewed outcome.
 
 Several scenarios are compared run by run under common random numbers (`compare_scenarios`).
 """

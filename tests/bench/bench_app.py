@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helpers_browser import DESK, PHONE, app_running, browser_running, metric, settled
+from tests.helpers.browser import DESK, PHONE, app_running, browser_running, metric, settled
 
 LEVER = "Price of output tokens (USD per million)"
 

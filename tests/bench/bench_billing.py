@@ -20,15 +20,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helpers_postgres import new_database
-
 from engine.usage.api_keys import ApiKeys
 from engine.usage.database import REQUESTS, month_bounds_s, open_database, writing
 from engine.usage.meter import Meter, TokenPrices, Usage
 from sim.billing.invoice_files import write_bill
 from sim.billing.invoices import bill
 from sim.scenario.scenario import Scenario
+from tests.helpers.postgres import new_database
 
 ROWS, CUSTOMERS, KEYS_EACH = 100_000, 20, 3
 MONTH = f"{datetime.now(UTC):%Y-%m}"

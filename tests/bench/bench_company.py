@@ -14,14 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from sim import Scenario, simulate
 from sim.outputs import write_outputs
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-from helpers_market import THREE_SEGMENTS  # noqa: E402 - beside the tests, which are no package
+from tests.helpers.market import THREE_SEGMENTS
+from tests.helpers.places import ROOT
 
 REPEATS = 5
 

@@ -27,8 +27,8 @@ from engine.profile.step_time import RooflineStepTime
 from sim.serving.metrics import littles_law_error, summary
 from sim.serving.replay import replay_with_stats
 from sim.utils.paths import resolve_profile
+from tests.helpers.places import SHARED
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 PEER_S, PEER_REQUESTS = 5.95, 2000
 LIMITS = SchedulerConfig(128, 512, 16, 27_904, prefix_caching=False)
 # Fitted to the peer's own table of step times (CodeLlama-34B, two A100); the table itself is in ../shared/measured.
