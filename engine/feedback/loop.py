@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from engine.errors import InputError
-from engine.feedback.simulated_users import Usage, collect, serve_users
+from engine.feedback.simulated_users import SimulatedUsage, collect, serve_users
 from engine.training.cleaning import CleaningRules
 from engine.training.config import TrainConfig, TrainReport
 from engine.training.data import (
@@ -68,7 +68,7 @@ class LoopConfig:
     epochs: float = 2.0
     held_out_users: int = 25
     vocab_size: int = 512
-    usage: Usage = field(default_factory=Usage)
+    usage: SimulatedUsage = field(default_factory=SimulatedUsage)
 
     def __post_init__(self) -> None:
         for name in ("base_tokens", "epochs", "held_out_users"):
@@ -77,7 +77,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class VersionLoss:
     """A model on the text of users who never sent anything, and on held-out bought text; nats per token."""
 
     trained_tokens: int
@@ -96,9 +96,9 @@ class Judgement:
 class LoopReport:
     """What one round did and gained."""
 
-    before: Judgement
-    after: Judgement  # with the collected text
-    bought: Judgement  # with as much bought text instead
+    before: VersionLoss
+    after: VersionLoss  # with the collected text
+    bought: VersionLoss  # with as much bought text instead
     parameters: int
     users: int
     consenting_users: int
@@ -319,9 +319,11 @@ def _trained(
         return model, train(recipe, replace(data, validation=held_out), progress, model=model)
 
 
-def _judge(model: Any, report: TrainReport, held_out: Tokens, base: Tokens, config: LoopConfig) -> Judgement:
+def _judge(
+    model: Any, report: TrainReport, held_out: Tokens, base: Tokens, config: LoopConfig
+) -> VersionLoss:
     most = config.training.max_validation_sequences
-    return Judgement(
+    return VersionLoss(
         trained_tokens=report.tokens,
         training_s=report.training_s,
         users_loss=report.validation_loss,

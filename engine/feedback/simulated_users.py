@@ -29,7 +29,7 @@ _THREADS = 16  # users at a time
 
 
 @dataclass(frozen=True)
-class Usage:
+class SimulatedUsage:
     """How many users there are and what each does."""
 
     users: int = 60
@@ -57,7 +57,7 @@ class Usage:
 def serve_users(
     model: Path,
     senders: Sequence[str],
-    config: Usage,
+    config: SimulatedUsage,
     rng: np.random.Generator,
     device: str = "cpu",
     progress: Progress | None = None,

@@ -129,7 +129,7 @@ class Attention:
     slopes: torch.Tensor | None = None  # ALiBi's [heads]
 
 
-class Plan(Protocol):
+class AttentionPlan(Protocol):
     """How the attention layers of one step attend: `StepPlan` in torch, `cuda_graphs.DevicePlan` in Triton."""
 
     def attend(
@@ -139,11 +139,11 @@ class Plan(Protocol):
         ...
 
 
-_current: ContextVar[Plan | None] = ContextVar("step plan", default=None)
+_current: ContextVar[AttentionPlan | None] = ContextVar("step plan", default=None)
 
 
 @contextmanager
-def attending(plan: Plan) -> Iterator[None]:
+def attending(plan: AttentionPlan) -> Iterator[None]:
     """Make `plan` the one that the model's attention layers follow."""
     token = _current.set(plan)
     try:

@@ -35,7 +35,7 @@ from typing import Any
 from engine.errors import InputError
 from engine.models.catalog import KV_BYTES, CatalogModel
 from engine.profile.hardware import Accelerator
-from engine.profile.step_time import RooflineStepTime, Uncertainty
+from engine.profile.step_time import RooflineStepTime, StepTimeUncertainty
 
 FITTED_FILE = Path(__file__).with_name("engine_efficiency.json")
 ENGINES = ("vllm", "sglang", "trtllm")
@@ -50,7 +50,7 @@ _KNOTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # p
 
 
 @dataclass(frozen=True)
-class Deployment:
+class EngineDeployment:
     """One replica: a model in a precision on `accelerators` of one kind, split by tensor or, in attention, by data."""
 
     model: CatalogModel
@@ -107,7 +107,7 @@ def peak_flops(accelerator: Accelerator, precision: str) -> float:
 
 
 def work(
-    deployment: Deployment, concurrency: float, prompt_tokens: float, output_tokens: float
+    deployment: EngineDeployment, concurrency: float, prompt_tokens: float, output_tokens: float
 ) -> dict[str, float]:
     """The unavoidable work of a closed-loop benchmark at data-sheet speed, in seconds, and its counts.
 
@@ -254,7 +254,7 @@ def coefficients(engine: str) -> dict[str, float]:
 
 
 def predict_benchmark(
-    engine: str, deployment: Deployment, concurrency: int, prompt_tokens: int, output_tokens: int
+    engine: str, deployment: EngineDeployment, concurrency: int, prompt_tokens: int, output_tokens: int
 ) -> tuple[float, float]:
     """(TPOT, TTFT) in seconds that a closed-loop benchmark of mean lengths would report.
 
@@ -268,7 +268,7 @@ def predict_benchmark(
     return float(tpot), float(ttft)
 
 
-def step_time(engine: str, deployment: Deployment) -> RooflineStepTime:
+def step_time(engine: str, deployment: EngineDeployment) -> RooflineStepTime:
     """The engine's step-time model for the simulator, from the same terms as `closed_loop`.
 
     Up to 256 packed tokens cost what decoding costs, further ones what prefill costs. The interval is that of
@@ -331,7 +331,9 @@ def step_time(engine: str, deployment: Deployment) -> RooflineStepTime:
         chunk_s=theta["mixed"] * theta["eager_layer_s"] * q["layers"],
         prefill_pair_s=2 * theta["prefill_pairs"] * q["prefill_pairs"],
         prefill_context_s=theta["kv"] * cached,
-        uncertainty=Uncertainty(relative_sd=fitted()["left_out_error"]["by_engine"][engine]["tpot_log_sd"]),
+        uncertainty=StepTimeUncertainty(
+            relative_sd=fitted()["left_out_error"]["by_engine"][engine]["tpot_log_sd"]
+        ),
     )
 
 

@@ -22,13 +22,20 @@ from typing import Any
 
 from engine.errors import InputError
 from engine.models.catalog import CatalogModel, find_model
-from engine.prediction.engine_efficiency import PRECISIONS, STEP_TOKENS, Deployment, fitted, peak_flops, work
+from engine.prediction.engine_efficiency import (
+    PRECISIONS,
+    STEP_TOKENS,
+    EngineDeployment,
+    fitted,
+    peak_flops,
+    work,
+)
 from engine.prediction.engine_efficiency import step_time as engine_step_time
 from engine.profile.cost import cost_table
 from engine.profile.hardware import HardwareInfo, hourly_price, lookup
 from engine.profile.model_shape import ModelShape
 from engine.profile.profile import SCHEMA_VERSION, FitReport, Profile
-from engine.profile.step_time import RooflineStepTime, Uncertainty
+from engine.profile.step_time import RooflineStepTime, StepTimeUncertainty
 
 BLOCK_TOKENS = 16
 MAX_RUNNING_REQUESTS = 256
@@ -98,7 +105,7 @@ def roofline_of(profile: Profile) -> Roofline:
     )
 
 
-def roofline_for(deployment: Deployment) -> Roofline:
+def roofline_for(deployment: EngineDeployment) -> Roofline:
     """The roofline of one rank of a deployment."""
     model, row, n = deployment.model, deployment.accelerator, deployment.accelerators
     work(deployment, 1, 1, 1)  # refuses a data sheet with gaps
@@ -199,7 +206,7 @@ def predict_profile(
         raise InputError(f"tensor_parallel {tensor_parallel}: allowed are 1, 2, 4, 8 (one machine)")
     if price_usd_per_hour is not None and not 0 <= price_usd_per_hour < math.inf:
         raise InputError(f"price_usd_per_hour {price_usd_per_hour}: a finite number ≥ 0 is allowed")
-    deployment = Deployment(find_model(model), lookup(accelerator), precision, tensor_parallel)
+    deployment = EngineDeployment(find_model(model), lookup(accelerator), precision, tensor_parallel)
     blocks = deployment.cache_bytes() // (deployment.kv_bytes_per_token() * BLOCK_TOKENS)
     if blocks < 1:
         raise InputError(
@@ -285,7 +292,7 @@ def catalog_shape(
     )
 
 
-def _hardware(deployment: Deployment, price_usd_per_hour: float | None) -> HardwareInfo:
+def _hardware(deployment: EngineDeployment, price_usd_per_hour: float | None) -> HardwareInfo:
     row, n = deployment.accelerator, deployment.accelerators
     price, source, date = hourly_price(row, row.name, price_usd_per_hour)
     return HardwareInfo(
@@ -369,17 +376,19 @@ def _scaled_knots(knots: tuple[int, ...], scale: float, *, several: bool) -> tup
     return tuple(sorted({*scaled, *extra}))
 
 
-def _moved_uncertainty(source: RooflineStepTime, target: RooflineStepTime, log_sd: float) -> Uncertainty:
+def _moved_uncertainty(
+    source: RooflineStepTime, target: RooflineStepTime, log_sd: float
+) -> StepTimeUncertainty:
     """The source's errors, each coefficient's scaled as the coefficient was, and that of carrying over."""
     known = source.uncertainty
     if known is None:
-        return Uncertainty(relative_sd=log_sd)
+        return StepTimeUncertainty(relative_sd=log_sd)
     relative_sd = math.hypot(known.relative_sd, log_sd)
     before, after = _coefficients(source), _coefficients(target)
     if len(before) != len(
         after
     ):  # more knots: no coefficient has its like, their errors count as the steps' own
-        return Uncertainty(relative_sd=relative_sd)
+        return StepTimeUncertainty(relative_sd=relative_sd)
     errors = [
         error * (after[i] / before[i] if before[i] else 0.0)
         for i, error in zip(known.active, known.standard_errors, strict=True)

@@ -46,7 +46,7 @@ class StepTimeModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Uncertainty:
+class StepTimeUncertainty:
     """How far a step may be off what the coefficients say: their own errors, and what no coefficient explains.
 
     `active` are the places, in the order of `basis`, of the coefficients that the fit found positive; the others
@@ -84,7 +84,7 @@ class RooflineStepTime:
     chunk_s: float  # seconds per prefill chunk
     prefill_pair_s: float  # seconds per query-key pair of prefill attention
     prefill_context_s: float  # seconds per cached token gathered for a chunk
-    uncertainty: Uncertainty | None = None  # None: not known (a profile of before)
+    uncertainty: StepTimeUncertainty | None = None  # None: not known (a profile of before)
     # Time at each knot, so that a step costs one bisection instead of a sum over segments.
     _token_base_s: tuple[float, ...] = field(init=False, repr=False, compare=False)
     _request_base_s: tuple[float, ...] = field(init=False, repr=False, compare=False)

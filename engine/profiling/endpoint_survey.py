@@ -33,7 +33,7 @@ _MIN_POINTS = 12
 
 
 @dataclass(frozen=True)
-class Plan:
+class SurveyPlan:
     """One burst: so many streams with such prompts, and these riders."""
 
     streams: int
@@ -119,7 +119,7 @@ class Survey:
             trips.append(self.client.now() - begun_s)
             alone.append(await self._alone(1))
         self.found.round_trip_s = float(np.median(trips[1:]))
-        steps, _ = (await self._burst(Plan(1, SHORT_PROMPT))).decode_steps()
+        steps, _ = (await self._burst(SurveyPlan(1, SHORT_PROMPT))).decode_steps()
         if not len(steps):
             raise InputError(
                 f"{self.client.endpoint.url}: the stream of one request shows no gaps between tokens: the server "
@@ -135,7 +135,7 @@ class Survey:
         whole, chunk, shared = 0, 0.0, False
         while length <= longest and (self.spent < 0.25 or chunk):
             self._report(f"a prompt of {length} tokens beside a stream")
-            seen = await self._burst(Plan(1, SHORT_PROMPT, (length, length)))
+            seen = await self._burst(SurveyPlan(1, SHORT_PROMPT, (length, length)))
             steps, _ = seen.decode_steps()
             plain_s = float(np.median(steps)) if len(steps) else 0.0
             gaps = [seen.shared_gaps(rider) for rider in seen.riders]
@@ -178,13 +178,13 @@ class Survey:
             budget = self.found.step_tokens
             riders = tuple(sorted({max(1, budget // 8), max(1, budget // 2), max(1, budget - streams)}))
             riders = () if 2 * streams > budget else riders
-            seen = await self._burst(Plan(streams, SHORT_PROMPT, riders))
+            seen = await self._burst(SurveyPlan(streams, SHORT_PROMPT, riders))
             refused = seen.refusals()
             running = len(seen.together())
             if refused:
                 self.found.notes.append(f"{len(refused)} of {streams} at once: {refused[0].error}")
             if running < streams and given is None:
-                again = await self._burst(Plan(streams, SHORT_PROMPT), more=2)
+                again = await self._burst(SurveyPlan(streams, SHORT_PROMPT), more=2)
                 running = max(running, len(again.together()))
             if refused or (running < streams and given is None):
                 self.found.max_running = max(running, 1)
@@ -218,7 +218,7 @@ class Survey:
 
     async def _repeat(self) -> None:
         """Bursts over the grid, and prompts alone, in random order until the time is spent."""
-        plans: list[Plan | int] = [*self._grid(), *self._lengths()]
+        plans: list[SurveyPlan | int] = [*self._grid(), *self._lengths()]
         while self.spent < 1:
             order = self._rng.permutation(len(plans))
             for place in order:
@@ -241,7 +241,7 @@ class Survey:
         most = min(self.found.step_tokens, self.longest // 2)
         return sorted({most, *(size for size in (4, 16, 64, 128, 256, 512, 1024, 2048, 4096) if size < most)})
 
-    def _grid(self) -> list[Plan]:
+    def _grid(self) -> list[SurveyPlan]:
         budget, most = self.found.step_tokens, self.found.max_running
         sizes = sorted({most, *(size for size in BATCHES if size < most)})
         plans = []
@@ -249,13 +249,13 @@ class Survey:
             room = max(1, budget - size)
             parts = (1, 4) if i % 2 == 0 else (2, 8)
             riders = tuple(max(1, room // part) for part in parts if room // part < self.longest // 2)
-            plans.append(Plan(size, SHORT_PROMPT, riders if size < most and 2 * size <= budget else ()))
+            plans.append(SurveyPlan(size, SHORT_PROMPT, riders if size < most and 2 * size <= budget else ()))
         # Long prompts beside a few streams: their later chunks read what the earlier ones left in the cache.
         deep = [int(min(budget * times, self.longest // 2, _LONGEST_RIDER)) for times in (2, 4)]
         deep = sorted({length for length in deep if length > budget})
         few = sorted({1, max(1, most // 8), max(1, most // 2)})
         plans += [
-            Plan(size, SHORT_PROMPT, tuple(deep))
+            SurveyPlan(size, SHORT_PROMPT, tuple(deep))
             for size in few
             if deep and 2 * size <= budget and size < max(most, 2)
         ]
@@ -274,7 +274,7 @@ class Survey:
         for size in sizes[::2]:
             context = int(min(self.longest // 2, 2048, tokens // size))
             if context >= 4 * SHORT_PROMPT:
-                plans.append(Plan(size, context, (max(1, budget // 4),) if size < most else ()))
+                plans.append(SurveyPlan(size, context, (max(1, budget // 4),) if size < most else ()))
         return plans
 
     async def _alone(self, prompt_tokens: int) -> float:
@@ -283,7 +283,7 @@ class Survey:
         self.found.requests += 1
         return took_s
 
-    async def _burst(self, plan: Plan, more: int = 1) -> Burst:
+    async def _burst(self, plan: SurveyPlan, more: int = 1) -> Burst:
         """Run a plan with answers long enough for it; `more` times as long if asked."""
         budget = self.found.step_tokens
         room = max(1, budget - plan.streams)

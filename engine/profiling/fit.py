@@ -16,7 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from engine.profile.step_time import RooflineStepTime, Uncertainty, basis
+from engine.profile.step_time import RooflineStepTime, StepTimeUncertainty, basis
 
 Step = tuple[Sequence[tuple[int, int]], Sequence[int]]  # prefill [(chunk, context)], decode contexts
 
@@ -101,7 +101,7 @@ def _robust_nnls(basis: np.ndarray) -> tuple[list[float], np.ndarray]:
     return [float(value) for value in solution / scale], weight
 
 
-def _uncertainty(rows: np.ndarray, found: np.ndarray, weight: np.ndarray) -> Uncertainty:
+def _uncertainty(rows: np.ndarray, found: np.ndarray, weight: np.ndarray) -> StepTimeUncertainty:
     """Covariance over the positive coefficients and the scatter around the fit, from its relative residuals."""
     active = np.flatnonzero(found > 0)
     residual = rows @ found - 1
@@ -117,7 +117,7 @@ def _uncertainty(rows: np.ndarray, found: np.ndarray, weight: np.ndarray) -> Unc
     # read off where 90 % of them lie: tails heavier than a normal distribution's count.
     leverage = np.minimum(np.einsum("ij,jk,ik->i", weighted, inverse, weighted), 0.9)
     scatter = float(np.quantile(np.abs(residual) / (1 - leverage), 0.9)) / NormalDist().inv_cdf(0.95)
-    return Uncertainty(
+    return StepTimeUncertainty(
         relative_sd=scatter,
         active=tuple(int(i) for i in active),
         standard_errors=tuple(float(error) for error in errors),

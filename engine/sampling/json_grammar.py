@@ -50,7 +50,7 @@ _PARTS: dict[str, dict[str, str]] = {
 _COMPLETE = frozenset(("0", "int", "fraction", "exponent"))
 
 
-class State(NamedTuple):
+class GrammarState(NamedTuple):
     """Where in an object an answer stands.
 
     `place`: "start", "first key", "key", "colon", "value", "first value", "after", "literal", "number", "string" or
@@ -65,10 +65,10 @@ class State(NamedTuple):
     left: Any = None
 
 
-START = State("start")
+START = GrammarState("start")
 
 
-def advance(state: State, byte: int) -> State | None:
+def advance(state: GrammarState, byte: int) -> GrammarState | None:
     """The state after one more byte; None if no JSON object goes on so."""
     place, containers = state.place, state.containers
     if place == "string":
@@ -82,29 +82,29 @@ def advance(state: State, byte: int) -> State | None:
         if byte != state.part[0]:
             return None
         rest = state.part[1:]
-        return State("literal", containers, rest) if rest else State("after", containers)
+        return GrammarState("literal", containers, rest) if rest else GrammarState("after", containers)
     if byte in _SPACE:
-        return None if place == "done" else State(place, containers)
+        return None if place == "done" else GrammarState(place, containers)
     if place == "start":
-        return State("first key", "{") if byte == 0x7B else None
+        return GrammarState("first key", "{") if byte == 0x7B else None
     if place in ("first key", "key") and byte == 0x22:
-        return State("string", containers, True)
+        return GrammarState("string", containers, True)
     if place == "colon":
-        return State("value", containers) if byte == 0x3A else None
+        return GrammarState("value", containers) if byte == 0x3A else None
     if place in ("value", "first value") and (begun := _begin_value(containers, byte)):
         return begun
     inside = containers[-1:]
     if place == "after" and byte == 0x2C:
-        return State("key" if inside == "{" else "value", containers)
+        return GrammarState("key" if inside == "{" else "value", containers)
     closes = (byte == 0x7D and inside == "{" and place in ("first key", "after")) or (
         byte == 0x5D and inside == "[" and place in ("first value", "after")
     )
     if not closes:
         return None
-    return State("after", containers[:-1]) if len(containers) > 1 else State("done")
+    return GrammarState("after", containers[:-1]) if len(containers) > 1 else GrammarState("done")
 
 
-def missing_bytes(state: State) -> int:
+def missing_bytes(state: GrammarState) -> int:
     """Bytes of the shortest way to the end of the object."""
     place, depth = state.place, len(state.containers)
     if place in ("first key", "first value", "after"):
@@ -131,23 +131,23 @@ def missing_bytes(state: State) -> int:
     return 0  # done
 
 
-def _begin_value(containers: str, byte: int) -> State | None:
+def _begin_value(containers: str, byte: int) -> GrammarState | None:
     if byte == 0x22:
-        return State("string", containers, False)
+        return GrammarState("string", containers, False)
     if byte in (0x7B, 0x5B):
         if len(containers) == _DEEPEST:
             return None
-        return State("first key" if byte == 0x7B else "first value", containers + chr(byte))
+        return GrammarState("first key" if byte == 0x7B else "first value", containers + chr(byte))
     if byte in _LITERALS:
-        return State("literal", containers, _LITERALS[byte])
+        return GrammarState("literal", containers, _LITERALS[byte])
     if byte == 0x2D:
-        return State("number", containers, "-", 1)
+        return GrammarState("number", containers, "-", 1)
     if byte in _DIGITS:
-        return State("number", containers, "0" if byte == 0x30 else "int", 1)
+        return GrammarState("number", containers, "0" if byte == 0x30 else "int", 1)
     return None
 
 
-def _in_number(state: State, byte: int) -> State | None:
+def _in_number(state: GrammarState, byte: int) -> GrammarState | None:
     kind = chr(byte)
     kind = "1" if kind in "123456789" else "e" if kind in "eE" else "+" if kind in "+-" else kind
     part = _PARTS[state.part].get(kind)
@@ -155,32 +155,32 @@ def _in_number(state: State, byte: int) -> State | None:
     longest = _LONGEST_NUMBER - (0 if part in _COMPLETE else 2)
     if not part or state.left >= longest:
         return None
-    return State("number", state.containers, part, state.left + 1)
+    return GrammarState("number", state.containers, part, state.left + 1)
 
 
-def _in_string(state: State, byte: int) -> State | None:
+def _in_string(state: GrammarState, byte: int) -> GrammarState | None:
     _, containers, is_key, needs = state
-    plain = State("string", containers, is_key)
+    plain = GrammarState("string", containers, is_key)
     if needs is None:
         if byte == 0x22:
-            return State("colon" if is_key else "after", containers)
+            return GrammarState("colon" if is_key else "after", containers)
         if byte == 0x5C:
-            return State("string", containers, is_key, "\\")
+            return GrammarState("string", containers, is_key, "\\")
         if byte < 0x80:
             return plain if byte >= 0x20 else None
-        return State("string", containers, is_key, _SECOND[byte]) if byte in _SECOND else None
+        return GrammarState("string", containers, is_key, _SECOND[byte]) if byte in _SECOND else None
     if needs == "\\":
         if byte == 0x75:
-            return State("string", containers, is_key, ("hex", 4))
+            return GrammarState("string", containers, is_key, ("hex", 4))
         return plain if byte in _ESCAPED else None
     if needs[0] == "hex":
         if byte not in _HEX:
             return None
-        return plain if needs[1] == 1 else State("string", containers, is_key, ("hex", needs[1] - 1))
+        return plain if needs[1] == 1 else GrammarState("string", containers, is_key, ("hex", needs[1] - 1))
     lowest, highest, more = needs
     if not lowest <= byte <= highest:
         return None
-    return State("string", containers, is_key, (0x80, 0xBF, more - 1)) if more else plain
+    return GrammarState("string", containers, is_key, (0x80, 0xBF, more - 1)) if more else plain
 
 
 class _Node:
@@ -220,9 +220,9 @@ class JsonTokens:
                 _insert(self._all, token, text)
                 if not plain[token]:
                     _insert(self._others, token, text)
-        self._found: OrderedDict[State, npt.NDArray[np.int16]] = OrderedDict()
+        self._found: OrderedDict[GrammarState, npt.NDArray[np.int16]] = OrderedDict()
 
-    def missing_after(self, state: State) -> npt.NDArray[np.int16]:
+    def missing_after(self, state: GrammarState) -> npt.NDArray[np.int16]:
         """For each token, the bytes that are missing to the object's end after it, or `NEVER`; [vocabulary]."""
         found = self._found.get(state)
         if found is None:
@@ -257,7 +257,7 @@ class JsonAnswer:
         # Fewer than two tokens close nothing: then a beginning has to do.
         return missing == NEVER if found.all() else found
 
-    def _after(self, token_ids: Sequence[int]) -> State:
+    def _after(self, token_ids: Sequence[int]) -> GrammarState:
         for token in token_ids[self._read :]:
             for byte in self._tokens.token_bytes[token]:
                 self._state = advance(self._state, byte) or self._state
@@ -271,7 +271,7 @@ def _insert(node: _Node, token: int, text: bytes) -> None:
     node.tokens.append(token)
 
 
-def _walk(root: _Node, state: State, found: npt.NDArray[np.int16]) -> None:
+def _walk(root: _Node, state: GrammarState, found: npt.NDArray[np.int16]) -> None:
     """Note what is missing after each token that the trie below `root` holds and the state allows."""
     todo = [(root, state)]
     while todo:

@@ -117,10 +117,10 @@ def bank_in(
     accounts = {**CATEGORIES, **{name.strip().lower(): account for name, account in (mapping or {}).items()}}
     rows: list[BankRow] = []
     repeated: list[int] = []
-    seen: dict[tuple[str, ...], tuple[int, dict[str, str]]] = {}
+    measured: dict[tuple[str, ...], tuple[int, dict[str, str]]] = {}
     for line, cells in _records(content, file):
         same = ("id", cells["id"]) if cells.get("id") else tuple(cells.values())
-        before = seen.setdefault(same, (line, cells))
+        before = measured.setdefault(same, (line, cells))
         if before[0] != line and cells.get("id") and before[1] != cells:
             raise InputError(
                 f"{file}: line {line}: id: found {cells['id']!r:.60} with other values than in line {before[0]}, "

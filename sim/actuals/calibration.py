@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sim.actuals.estimates import Posterior, mean, ratio, share
-from sim.actuals.market_conditions import World, in_segment
-from sim.actuals.measured import Estimate, Seen, estimated
+from sim.actuals.estimates import Belief, mean, ratio, share
+from sim.actuals.market_conditions import MarketConditions, in_segment
+from sim.actuals.measured import Measured, MeasuredAssumption, estimated
 from sim.actuals.rebase import segment_key
 from sim.actuals.signups import signup_shares, signups
 from sim.actuals.traffic import mean_tokens, usage_growth
@@ -27,7 +27,7 @@ from sim.stages.market.competition import elsewhere, price_effect
 from sim.stages.market.plan_book import blended_price
 
 if TYPE_CHECKING:
-    from sim.actuals.subscriptions import Life
+    from sim.actuals.subscriptions import Subscription
     from sim.scenario.schema import Plan
 
 
@@ -52,36 +52,38 @@ CLASS = mark("Share of requests of a class")
 class Calibration:
     """All estimates, and the changes that they make to the scenario: {dotted key: number or distribution}."""
 
-    estimates: tuple[Estimate, ...]
+    estimates: tuple[MeasuredAssumption, ...]
     changes: dict[str, Any]
 
     def table(self) -> pd.DataFrame:
-        """One row for each estimate, columns as in `Estimate`."""
-        return pd.DataFrame([vars(one) for one in self.estimates], columns=list(Estimate.__annotations__))
+        """One row for each estimate, columns as in `MeasuredAssumption`."""
+        return pd.DataFrame(
+            [vars(one) for one in self.estimates], columns=list(MeasuredAssumption.__annotations__)
+        )
 
 
-def calibrate(seen: Seen) -> Calibration:
+def calibrate(measured: Measured) -> Calibration:
     """All estimates of a comparison."""
-    found = [*_traffic(seen)]
-    for segment in segments_of(seen.plan.scenario.market):
-        found += _segment(seen, segment)
-    for name, (_, settings) in plans_of(seen.plan.scenario).items():
-        found += _plan(seen, name, settings)
-    found += serving_cost(seen) + other_cost(seen)
+    found = [*_traffic(measured)]
+    for segment in segments_of(measured.plan.scenario.market):
+        found += _segment(measured, segment)
+    for name, (_, settings) in plans_of(measured.plan.scenario).items():
+        found += _plan(measured, name, settings)
+    found += serving_cost(measured) + other_cost(measured)
     changes = {one.key: one.written for one in found if one.key and one.written is not None}
-    changes |= {f"market.traffic.{name}": part for name, part in seen.traffic.shares.items()}
+    changes |= {f"market.traffic.{name}": part for name, part in measured.traffic.shares.items()}
     changes |= {
         f"market.traffic.{name}": 0.0
-        for name in seen.plan.scenario.market.traffic
-        if name not in seen.traffic.shares
+        for name in measured.plan.scenario.market.traffic
+        if name not in measured.traffic.shares
     }
-    changes |= signup_shares(seen)
+    changes |= signup_shares(measured)
     return Calibration(tuple(found), changes)
 
 
-def _traffic(seen: Seen) -> list[Estimate]:
-    traffic, market = seen.traffic, seen.plan.scenario.market
-    requests = int(seen.metered.by_hour.sum())
+def _traffic(measured: Measured) -> list[MeasuredAssumption]:
+    traffic, market = measured.traffic, measured.plan.scenario.market
+    requests = int(measured.metered.by_hour.sum())
     found = estimated(
         NOISE, "", "standard deviation of the logarithm", traffic.noise, requests,
         "market.demand_noise", market.demand_noise, most=2.0,
@@ -93,14 +95,14 @@ def _traffic(seen: Seen) -> list[Estimate]:
         planned = market.traffic.get(name, 0.0)
         key = f"market.traffic.{name}"
         found.append(
-            Estimate(
+            MeasuredAssumption(
                 CLASS,
                 name,
                 "fraction of requests",
                 part,
                 low,
                 high,
-                len(seen.metered.sample),
+                len(measured.metered.sample),
                 key,
                 None,
                 planned,
@@ -109,31 +111,35 @@ def _traffic(seen: Seen) -> list[Estimate]:
     return found
 
 
-def _segment(seen: Seen, name: str) -> list[Estimate]:
-    segment, at = segments_of(seen.plan.scenario.market)[name], segment_key(name)
-    lives = [life for life in seen.lives.lives if in_segment(life.plan)[0] == name]
-    requests, prompt, cached, output = _sums(lives)
-    mixed = sum(mean_tokens(seen.traffic.shares))
+def _segment(measured: Measured, name: str) -> list[MeasuredAssumption]:
+    segment, at = segments_of(measured.plan.scenario.market)[name], segment_key(name)
+    subscriptions = [
+        subscription
+        for subscription in measured.subscriptions.all
+        if in_segment(subscription.plan)[0] == name
+    ]
+    requests, prompt, cached, output = _sums(subscriptions)
+    mixed = sum(mean_tokens(measured.traffic.shares))
     tokens = ratio(prompt + output, requests)
     size = None if tokens is None else tokens.through(lambda value: value / mixed)
     found = estimated(
         TOKENS, name, "tokens", tokens, float(requests.sum()), f"{at}.request_size",
-        segment.request_size * sum(mean_tokens(dict(seen.plan.scenario.market.traffic))), size, 1000.0,
+        segment.request_size * sum(mean_tokens(dict(measured.plan.scenario.market.traffic))), size, 1000.0,
     )  # fmt: skip
     key = f"{at}.cache_discount.cached_prompt_share" if segment.cache_discount is not None else ""
     planned = segment.cache_discount.cached_prompt_share if segment.cache_discount is not None else math.nan
     found += estimated(
         CACHED, name, "fraction", ratio(cached, prompt), float(prompt.sum()), key, planned, most=1.0
     )
-    return found + signups(seen, name)
+    return found + signups(measured, name)
 
 
-def _plan(seen: Seen, name: str, settings: Plan) -> list[Estimate]:
+def _plan(measured: Measured, name: str, settings: Plan) -> list[MeasuredAssumption]:
     segment_name, short = in_segment(name)
     at = f"{segment_key(segment_name)}.plans.{short}"
-    world = World(seen.plan, segment_name, seen.first, seen.months)
-    found: list[Estimate] = []
-    left, cases = seen.lives.churn(name, settings)
+    world = MarketConditions(measured.plan, segment_name, measured.first, measured.months)
+    found: list[MeasuredAssumption] = []
+    left, cases = measured.subscriptions.churn(name, settings)
     if cases:
         factor, added = world.hazard(settings)
         lost = share(left, cases)
@@ -145,13 +151,13 @@ def _plan(seen: Seen, name: str, settings: Plan) -> list[Estimate]:
             planned = 1 - settings.contract.renewal_share
             key = f"{at}.contract.renewal_share"
             # Renewed is one less lost: its quantiles run the other way.
-            kept = Posterior(lambda where: 1 - at_par.quantile(1 - where))
+            kept = Belief(lambda where: 1 - at_par.quantile(1 - where))
             found += [
                 replace(one, written=kept.text(0.0, 1.0))
                 for one in estimated(RENEWAL, name, "fraction", lost, cases, key, planned)
             ]
     if settings.converts_to is not None:
-        converted, cases = seen.lives.conversions(name)
+        converted, cases = measured.subscriptions.conversions(name)
         if cases:
             pull = world.pull()
             paying = share(converted, cases)
@@ -161,7 +167,7 @@ def _plan(seen: Seen, name: str, settings: Plan) -> list[Estimate]:
                 CONVERSION, name, "fraction", paying, cases, key, settings.conversion_per_month, at_par, 1.0
             )
     if settings.trial is not None:
-        began, ended = seen.lives.trials(name, settings.trial.months)
+        began, ended = measured.subscriptions.trials(name, settings.trial.months)
         if ended:
             pull = world.pull()
             kept = share(began, ended)
@@ -170,17 +176,17 @@ def _plan(seen: Seen, name: str, settings: Plan) -> list[Estimate]:
             found += estimated(
                 TRIAL, name, "fraction", kept, ended, key, settings.trial.conversion, at_par, 1.0
             )
-    return found + _usage(seen, name, settings, at) + realised_price(seen, name)
+    return found + _usage(measured, name, settings, at) + realised_price(measured, name)
 
 
-def _usage(seen: Seen, name: str, settings: Plan, at: str) -> list[Estimate]:
-    lives, months = seen.lives.of(name), seen.months
+def _usage(measured: Measured, name: str, settings: Plan, at: str) -> list[MeasuredAssumption]:
+    subscriptions, months = measured.subscriptions.of(name), measured.months
     logs = []
-    for life in lives:
+    for subscription in subscriptions:
         full = [
-            math.log(life.use[month][0])
-            for month, part in sorted(life.exposure.items())
-            if part >= _FULL and month in life.use and life.use[month][0] > 0
+            math.log(subscription.use[month][0])
+            for month, part in sorted(subscription.exposure.items())
+            if part >= _FULL and month in subscription.use and subscription.use[month][0] > 0
         ]
         if len(full) >= _LEAST_MONTHS:
             logs.append(np.array(full))
@@ -191,16 +197,23 @@ def _usage(seen: Seen, name: str, settings: Plan, at: str) -> list[Estimate]:
                      planned=settings.usage_growth_per_month) for one in found]  # fmt: skip
     since = max(0, months - RECENT_MONTHS) if grows else 0
     asked = [
-        sum(use[0] for month, use in life.use.items() if month in life.exposure and month >= since)
-        for life in lives
+        sum(
+            use[0]
+            for month, use in subscription.use.items()
+            if month in subscription.exposure and month >= since
+        )
+        for subscription in subscriptions
     ]
-    there = [sum(part for month, part in life.exposure.items() if month >= since) for life in lives]
+    there = [
+        sum(part for month, part in subscription.exposure.items() if month >= since)
+        for subscription in subscriptions
+    ]
     each = ratio(asked, there)
     if each is None:
         return found
     # From the middle of those months to the first one after them.
     later = (1 + found[0].value) ** ((months - since + 1) / 2) if grows else 1.0
-    effect = _price_effect(seen, name, settings)
+    effect = _price_effect(measured, name, settings)
     at_par = each.through(lambda value: value * later / effect)
     key = f"{at}.requests_per_month"
     return found + estimated(
@@ -208,7 +221,7 @@ def _usage(seen: Seen, name: str, settings: Plan, at: str) -> list[Estimate]:
     )
 
 
-def _growth(found: Posterior | None) -> Any:
+def _growth(found: Belief | None) -> Any:
     """As a scenario writes it: growth may be below 0, which no lognormal is."""
     assert found is not None
     low, high = found.bounds
@@ -216,27 +229,27 @@ def _growth(found: Posterior | None) -> Any:
     return f"~ normal(mean={found.value:.5g}, sd={max(sd, 1e-6):.5g}) within [-0.5, 0.5]"
 
 
-def _price_effect(seen: Seen, name: str, settings: Plan) -> float:
+def _price_effect(measured: Measured, name: str, settings: Plan) -> float:
     """What the price does to usage in the first month after the comparison."""
     if not settings.pays_per_token:
         return 1.0
     segment_name, _ = in_segment(name)
-    segment = segments_of(seen.plan.scenario.market)[segment_name]
-    own = World(seen.plan, segment_name, seen.first, seen.months)
-    mixed = blended_price(segment, *mean_tokens(seen.traffic.shares))
-    surface = seen.plan.surface
+    segment = segments_of(measured.plan.scenario.market)[segment_name]
+    own = MarketConditions(measured.plan, segment_name, measured.first, measured.months)
+    mixed = blended_price(segment, *mean_tokens(measured.traffic.shares))
+    surface = measured.plan.surface
     planned = blended_price(segment, surface.prompt_tokens_mean, surface.output_tokens_mean)
-    month = seen.first + seen.months
+    month = measured.first + measured.months
     price = own.price(month) * (mixed / planned if planned > 0 else 1.0)
     return price_effect(price, elsewhere(segment, month).price_usd_per_mtok, segment.usage_elasticity)
 
 
-def _sums(lives: list[Life]) -> tuple[np.ndarray[Any, Any], ...]:
+def _sums(subscriptions: list[Subscription]) -> tuple[np.ndarray[Any, Any], ...]:
     """Requests, prompt, cached and output tokens of each customer."""
     by_customer: dict[str, np.ndarray[Any, Any]] = {}
-    for life in lives:
-        total = np.sum(list(life.use.values()), axis=0) if life.use else np.zeros(4)
-        by_customer[life.customer] = by_customer.get(life.customer, np.zeros(4)) + total
+    for subscription in subscriptions:
+        total = np.sum(list(subscription.use.values()), axis=0) if subscription.use else np.zeros(4)
+        by_customer[subscription.customer] = by_customer.get(subscription.customer, np.zeros(4)) + total
     table = np.array(list(by_customer.values())).reshape(-1, 4)
     return tuple(table.T)
 
@@ -247,11 +260,11 @@ OPEX = mark("Other operating expense per month")
 PERSON = mark("Cost of a person per year")
 
 
-def realised_price(seen: Seen, name: str) -> list[Estimate]:
+def realised_price(measured: Measured, name: str) -> list[MeasuredAssumption]:
     """Revenue without onboarding over tokens, customer by customer."""
     revenue: dict[str, int] = {}
     tokens: dict[str, int] = {}
-    for bill in seen.books.bills:
+    for bill in measured.books.bills:
         for invoice in bill.invoices:
             lines = [
                 line for line in invoice.lines if line.plan == name and line.kind not in ("onboarding", "tax")
@@ -268,23 +281,23 @@ def realised_price(seen: Seen, name: str) -> list[Estimate]:
     return estimated(PRICE, name, "USD per million tokens", found, len(customers))
 
 
-def serving_cost(seen: Seen) -> list[Estimate]:
+def serving_cost(measured: Measured) -> list[MeasuredAssumption]:
     """What the meter says that a token costs, day by day."""
-    days = seen.metered.by_day
+    days = measured.metered.by_day
     return estimated(
         COST, "", "USD per million tokens", ratio(days["cost_micro_usd"], days["tokens"]), len(days)
     )
 
 
-def other_cost(seen: Seen) -> list[Estimate]:
+def other_cost(measured: Measured) -> list[MeasuredAssumption]:
     """What the bank says of other cost: months are the groups."""
-    if not seen.books.has_bank:
+    if not measured.books.has_bank:
         return []
-    finance = seen.plan.scenario.finance
-    paid, planned = seen.books.statements.income(), seen.plan.statements.income()
-    planned = planned.iloc[seen.first : seen.first + seen.months]
+    finance = measured.plan.scenario.finance
+    paid, planned = measured.books.statements.income(), measured.plan.statements.income()
+    planned = planned.iloc[measured.first : measured.first + measured.months]
     found = estimated(
-        OPEX, "", "USD per month", mean(paid["other_opex"]), seen.months,
+        OPEX, "", "USD per month", mean(paid["other_opex"]), measured.months,
         "finance.other_opex_usd_per_month", finance.other_opex_usd_per_month,
     )  # fmt: skip
     for name, role in finance.people.items():
@@ -293,7 +306,7 @@ def other_cost(seen: Seen) -> list[Estimate]:
         if factor is not None:
             cost = factor.through(lambda value, usd=role.cost_usd_per_year: value * usd)  # type: ignore[misc]
             found += estimated(
-                PERSON, name, "USD per person and year", cost, seen.months,
+                PERSON, name, "USD per person and year", cost, measured.months,
                 f"finance.people.{name}.cost_usd_per_year", role.cost_usd_per_year,
             )  # fmt: skip
     return found

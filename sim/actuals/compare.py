@@ -20,10 +20,10 @@ from sim.accounting.ledger import MICRO_PER_USD
 from sim.actuals.books import RENTED, Books, keep_books
 from sim.actuals.calibration import Calibration, calibrate
 from sim.actuals.estimates import ratio
-from sim.actuals.measured import Seen
+from sim.actuals.measured import Measured
 from sim.actuals.meter import Metered, read_meter
-from sim.actuals.rebase import moved_on, segment_key
-from sim.actuals.subscriptions import Lives, read_lives
+from sim.actuals.rebase import rebased, segment_key
+from sim.actuals.subscriptions import Subscriptions, read_lives
 from sim.actuals.tables import account_table, by_month, fan_columns, revenue_table, usage_table
 from sim.actuals.traffic import Traffic, read_traffic
 from sim.billing.charges import month_index, plans_of
@@ -54,7 +54,7 @@ class Actuals:
     first: int  # the plan's month that is the first of the comparison
     metered: Metered
     books: Books
-    lives: Lives
+    subscriptions: Subscriptions
     traffic: Traffic
     calibration: Calibration
     calibrated: Scenario
@@ -113,19 +113,19 @@ def plan_against_actual(
     report(0.4, "keeping the books")
     opening = round(_cash_before(plan, first) * MICRO_PER_USD)
     books = keep_books(metered, scenario, bank, planned_opening_micro=opening, default_plan=default_plan)
-    lives = read_lives(metered, scenario, inactive_months=inactive_months, default_plan=default_plan)
+    subscriptions = read_lives(metered, scenario, inactive_months=inactive_months, default_plan=default_plan)
     report(0.45, "calibrating")
     traffic = read_traffic(metered.by_hour, metered.start_s, metered.sample, scenario.market.traffic)
-    seen = Seen(metered, lives, books, traffic, plan, first)
-    calibration = calibrate(seen)
-    calibrated, notes = _calibrated(seen, calibration, ahead_months)
+    measured = Measured(metered, subscriptions, books, traffic, plan, first)
+    calibration = calibrate(measured)
+    calibrated, notes = _calibrated(measured, calibration, ahead_months)
     report(0.5, "forecasting")
     same_load = dict(calibrated.market.traffic) == dict(scenario.market.traffic)
     forecast = simulate(
         calibrated, profile=plan.profile, surface=plan.surface if same_load else None,
         progress=_part(report, 0.5, 0.6),
     )  # fmt: skip
-    priced = _machine_price(seen, calibrated, forecast)
+    priced = _machine_price(measured, calibrated, forecast)
     if priced is not None:
         calibrated = priced
         forecast = simulate(calibrated, profile=plan.profile, surface=forecast.surface)
@@ -141,17 +141,17 @@ def plan_against_actual(
         first=first,
         metered=metered,
         books=books,
-        lives=lives,
+        subscriptions=subscriptions,
         traffic=traffic,
         calibration=calibration,
         calibrated=calibrated,
         forecast=forecast,
         study=study,
-        months=by_month(seen, forecast, study),
-        accounts=account_table(seen),
-        revenue=revenue_table(seen),
-        usage=usage_table(seen),
-        notes=(*_notes(seen, bank), *notes),
+        months=by_month(measured, forecast, study),
+        accounts=account_table(measured),
+        revenue=revenue_table(measured),
+        usage=usage_table(measured),
+        notes=(*_notes(measured, bank), *notes),
     )
 
 
@@ -182,16 +182,18 @@ def _cash_before(plan: Result, month: int) -> float:
     return float(plan.monthly["cash_usd"].iloc[month - 1])
 
 
-def _calibrated(seen: Seen, calibration: Calibration, ahead_months: int | None) -> tuple[Scenario, list[str]]:
+def _calibrated(
+    measured: Measured, calibration: Calibration, ahead_months: int | None
+) -> tuple[Scenario, list[str]]:
     """The scenario of the months to come, and what is left out of it."""
     from sim.scenario.scenario import Scenario
 
-    plan, behind = seen.plan, seen.first + seen.months
-    changes, left_out = moved_on(plan, behind)
+    plan, behind = measured.plan, measured.first + measured.months
+    changes, left_out = rebased(plan, behind)
     changes |= calibration.changes
     ahead = ahead_months or max(AHEAD_MONTHS, plan.scenario.horizon_months - behind)
     changes["horizon_months"] = ahead
-    opening, customers = _opening_cash(seen), _customers_left(seen)
+    opening, customers = _opening_cash(measured), _customers_left(measured)
     for name, count in customers.items():
         segment, _, short = name.rpartition("/")
         changes[f"{segment_key(segment or 'main')}.plans.{short}.initial_customers"] = count
@@ -199,21 +201,23 @@ def _calibrated(seen: Seen, calibration: Calibration, ahead_months: int | None) 
     # Comments of the file are about the plan; a copy without them says each key's meaning.
     start = Scenario.parse(plan.scenario.plain(), file=f"{plan.scenario.name}, calibrated")
     scenario = start.override({key: _rounded(value) for key, value in changes.items()})
-    span = f"{seen.metered.months[0]}…{seen.metered.months[-1]}"
+    span = f"{measured.metered.months[0]}…{measured.metered.months[-1]}"
     sources = dict(scenario.sources) | {
         key: f"measured: meter {span}" for key in calibration.changes if not key.startswith("finance.")
     }
     sources |= {key: f"measured: bank {span}" for key in calibration.changes if key.startswith("finance.")}
     money = (
-        f"bank {span}, with what customers owe and less what is owed" if seen.books.has_bank else "the plan"
+        f"bank {span}, with what customers owe and less what is owed"
+        if measured.books.has_bank
+        else "the plan"
     )
     sources["finance.initial_cash_usd"] = (
-        f"measured: {money}" if seen.books.has_bank else "the plan: no bank rows"
+        f"measured: {money}" if measured.books.has_bank else "the plan: no bank rows"
     )
     for name in customers:
         segment, _, short = name.rpartition("/")
         at = f"{segment_key(segment or 'main')}.plans.{short}.initial_customers"
-        sources[at] = f"measured: meter {seen.metered.months[-1]}, less the churn expected at its end"
+        sources[at] = f"measured: meter {measured.metered.months[-1]}, less the churn expected at its end"
     scenario = scenario.override({"sources": sources})
     notes = [
         f"The forecast leaves out {key}: it was begun before and can't be begun again." for key in left_out
@@ -231,41 +235,45 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
-def _opening_cash(seen: Seen) -> float:
+def _opening_cash(measured: Measured) -> float:
     """Cash [USD] at the end, as if what customers owe and what is owed were settled: a run begins without either."""
-    if not seen.books.has_bank:
-        return _cash_before(seen.plan, seen.first + seen.months)
-    ledger = seen.books.ledger
+    if not measured.books.has_bank:
+        return _cash_before(measured.plan, measured.first + measured.months)
+    ledger = measured.books.ledger
     settled = sum(
         ledger.balance_micro(account) for account in ("cash", "receivable", "payable", "sales_tax_payable")
     )
     return settled / MICRO_PER_USD
 
 
-def _customers_left(seen: Seen) -> dict[str, int]:
+def _customers_left(measured: Measured) -> dict[str, int]:
     """Customers of each plan after the last month: those of that month, less the churn expected at its end."""
     left = {}
-    for name, (_, settings) in plans_of(seen.plan.scenario).items():
-        there = [life for life in seen.lives.of(name) if life.is_there(seen.months - 1)]
+    for name, (_, settings) in plans_of(measured.plan.scenario).items():
+        there = [
+            subscription
+            for subscription in measured.subscriptions.of(name)
+            if subscription.is_there(measured.months - 1)
+        ]
         if there and there[0].by_fee:
-            left[name] = sum(not life.ended for life in there)
+            left[name] = sum(not subscription.ended for subscription in there)
             continue
-        gone, cases = seen.lives.churn(name, settings)
+        gone, cases = measured.subscriptions.churn(name, settings)
         churn = (gone + 0.5) / (cases + 1) if cases else settings.churn_per_month
-        left[name] = round(sum(not life.ended for life in there) * (1 - churn))
+        left[name] = round(sum(not subscription.ended for subscription in there) * (1 - churn))
     return left
 
 
-def _machine_price(seen: Seen, calibrated: Scenario, forecast: Result) -> Scenario | None:
+def _machine_price(measured: Measured, calibrated: Scenario, forecast: Result) -> Scenario | None:
     """The price of a machine at which the forecast's serving costs what serving did cost, per token.
 
     The fleet doesn't depend on its price, so one run tells. Only with bank rows of machines: the meter's cost is that
     of busy machines alone.
     """
-    income = seen.books.statements.income()
-    if not seen.books.has_bank or float(income["serving_reserved"].sum()) <= 0:
+    income = measured.books.statements.income()
+    if not measured.books.has_bank or float(income["serving_reserved"].sum()) <= 0:
         return None
-    tokens = [sum(one.prompt_tokens + one.output_tokens for one in used) for used in seen.metered.used]
+    tokens = [sum(one.prompt_tokens + one.output_tokens for one in used) for used in measured.metered.used]
     paid = ratio(sum(income[account] for account in RENTED), np.array(tokens) / 1e6)
     modelled = float(forecast.monthly["serving_cost_usd_per_mtok"].iloc[0])
     if paid is None or not modelled > 0:
@@ -276,42 +284,44 @@ def _machine_price(seen: Seen, calibrated: Scenario, forecast: Result) -> Scenar
     key = "deployment.replica_price_usd_per_hour"
     usual = float(price)
     changed = calibrated.override({key: paid.through(lambda value: value / modelled * usual).text()})
-    span = f"{seen.metered.months[0]}…{seen.metered.months[-1]}"
+    span = f"{measured.metered.months[0]}…{measured.metered.months[-1]}"
     return changed.override({"sources": dict(changed.sources) | {key: f"measured: bank and meter {span}"}})
 
 
-def _notes(seen: Seen, bank: Bank | None) -> list[str]:
-    notes, lives = [], seen.lives
+def _notes(measured: Measured, bank: Bank | None) -> list[str]:
+    notes, subscriptions = [], measured.subscriptions
     if bank is None:
         notes.append(
             "No bank rows: cash and cost other than serving are not compared; opening cash is the plan's. "
             "The meter's cost is that of busy machines alone, the plan's that of all of them."
         )
     else:
-        if seen.books.opening_is_planned:
+        if measured.books.opening_is_planned:
             notes.append(
                 f"{bank.file} has no row {'opening_cash'!r}: what was in the bank before is the plan's cash."
             )
         if bank.repeated_lines:
             notes.append(f"Left out as repeated: {_lines(bank.repeated_lines)} of {bank.file}.")
-        if seen.books.outside_lines:
+        if measured.books.outside_lines:
             notes.append(
-                f"Left out as outside of these months: {_lines(seen.books.outside_lines)} of {bank.file}."
+                f"Left out as outside of these months: {_lines(measured.books.outside_lines)} of {bank.file}."
             )
-    if seen.metered.is_preliminary:
-        notes.append(f"{seen.metered.months[-1]} is still running: its numbers are preliminary.")
-    unknown = sum(len(bill.unassigned) for bill in seen.books.bills)
+    if measured.metered.is_preliminary:
+        notes.append(f"{measured.metered.months[-1]} is still running: its numbers are preliminary.")
+    unknown = sum(len(bill.unassigned) for bill in measured.books.bills)
     if unknown:
         notes.append(
             "Usage of keys that the database doesn't know is in cost and tokens, and billed to nobody."
         )
-    if lives.unknown_keys:
-        notes.append(f"{lives.unknown_keys} keys are on no plan of the scenario and count as no customer.")
-    if lives.never_used:
+    if subscriptions.unknown_keys:
         notes.append(
-            f"{lives.never_used} customers without a fee signed up and never asked: they count as none."
+            f"{subscriptions.unknown_keys} keys are on no plan of the scenario and count as no customer."
         )
-    rule = "month" if lives.inactive_months == 1 else f"{lives.inactive_months} months"
+    if subscriptions.never_used:
+        notes.append(
+            f"{subscriptions.never_used} customers without a fee signed up and never asked: they count as none."
+        )
+    rule = "month" if subscriptions.inactive_months == 1 else f"{subscriptions.inactive_months} months"
     notes.append(f"Lost: a customer without a fee who asks nothing for a whole {rule}, or whose keys end.")
     return notes
 

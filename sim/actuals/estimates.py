@@ -28,7 +28,7 @@ _SURE = 1e-9  # a relative spread below this is none
 
 
 @dataclass(frozen=True)
-class Posterior:
+class Belief:
     """What is known of a number: `quantile` gives the value below which a share of the belief lies."""
 
     quantile: Quantile
@@ -44,9 +44,9 @@ class Posterior:
         low, _, high = (float(each) for each in self.quantile(_TAILS))
         return low, high
 
-    def through(self, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Posterior:
+    def through(self, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Belief:
         """Of a rising function of the number."""
-        return Posterior(lambda share: change(self.quantile(share)))
+        return Belief(lambda share: change(self.quantile(share)))
 
     def text(self, low: float = 0.0, high: float = math.inf) -> str | float:
         """As a scenario writes it (`sim.scenario.distributions`), within a key's bounds; a number where all is sure."""
@@ -66,21 +66,21 @@ class Posterior:
         return f"~ empirical(values={[_short(value) for value in table.tolist()]})"
 
 
-def share(events: float, cases: float) -> Posterior:
+def share(events: float, cases: float) -> Belief:
     """Share of cases with an event."""
     from scipy.stats import beta
 
-    return Posterior(lambda at: np.asarray(beta.ppf(at, events + 0.5, cases - events + 0.5)))
+    return Belief(lambda at: np.asarray(beta.ppf(at, events + 0.5, cases - events + 0.5)))
 
 
-def rate(events: float, expected: float) -> Posterior:
+def rate(events: float, expected: float) -> Belief:
     """Events over what was expected (customers, months: any exposure above 0)."""
     from scipy.stats import gamma
 
-    return Posterior(lambda at: np.asarray(gamma.ppf(at, events + 0.5) / expected))
+    return Belief(lambda at: np.asarray(gamma.ppf(at, events + 0.5) / expected))
 
 
-def ratio(above: ArrayLike, below: ArrayLike) -> Posterior | None:
+def ratio(above: ArrayLike, below: ArrayLike) -> Belief | None:
     """Σabove/Σbelow over groups; None with fewer than two groups, or where it isn't above 0."""
     y, x = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
     kept = (x > 0) | (y != 0)
@@ -91,22 +91,22 @@ def ratio(above: ArrayLike, below: ArrayLike) -> Posterior | None:
     count = len(x)
     spread = math.sqrt(count / (count - 1) * float(((y - value * x) ** 2).sum())) / float(x.sum())
     relative = spread / value
-    return Posterior(lambda at: value * np.exp(relative * _student(at, count - 1)))
+    return Belief(lambda at: value * np.exp(relative * _student(at, count - 1)))
 
 
-def mean(values: ArrayLike) -> Posterior | None:
+def mean(values: ArrayLike) -> Belief | None:
     """Mean of groups; None with fewer than two."""
     data = np.asarray(values, dtype=np.float64)
     if len(data) < 2:
         return None
     middle, spread = float(data.mean()), float(data.std(ddof=1)) / math.sqrt(len(data))
-    return Posterior(lambda at: middle + spread * _student(at, len(data) - 1))
+    return Belief(lambda at: middle + spread * _student(at, len(data) - 1))
 
 
-def drawn(values: ArrayLike) -> Posterior:
+def drawn(values: ArrayLike) -> Belief:
     """Of draws, such as those of a bootstrap."""
     data = np.asarray(values, dtype=np.float64)
-    return Posterior(lambda at: np.quantile(data, at))
+    return Belief(lambda at: np.quantile(data, at))
 
 
 def _student(share: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.accounting.parties import advertisers
-from sim.actuals.subscriptions import Lives
+from sim.actuals.subscriptions import Subscriptions
 from sim.scenario.plans import plan_key, segments_of
 from sim.scenario.schema.market import MAIN_SEGMENT
 from sim.stages.finance.people import at_full_strength, headcounts
@@ -38,7 +38,7 @@ _PAR = 0.01  # any small churn: what multiplies its hazard is the same for all
 
 
 @dataclass(frozen=True)
-class World:
+class MarketConditions:
     """The world of a plan's months `first`, `first` + 1, …, as the market of one segment feels it."""
 
     plan: Result
@@ -85,7 +85,7 @@ class World:
         own = blended_price(self.segment, surface.prompt_tokens_mean, surface.output_tokens_mean)
         return own * price_factor(self.segment, elsewhere(self.segment, month).price_usd_per_mtok)
 
-    def signups(self, lives: Lives, spend_usd: list[float]) -> dict[str, float]:
+    def signups(self, subscriptions: Subscriptions, spend_usd: list[float]) -> dict[str, float]:
         """Signups that the plan's assumptions expect over the months, given who was there and what was spent.
 
         By source: organic, word_of_mouth, marketing, sales.
@@ -94,7 +94,7 @@ class World:
         for index in range(self.months):
             month = self.first + index
             everybody = sum(
-                lives.count(plan_key(self.segment_name, name), index - 1) for name in segment.plans
+                subscriptions.count(plan_key(self.segment_name, name), index - 1) for name in segment.plans
             )
             reachable = segment.addressable_customers * (1 + segment.addressable_growth_per_year) ** (
                 month / 12

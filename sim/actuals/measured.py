@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sim.actuals.estimates import Posterior
+from sim.actuals.estimates import Belief
 from sim.i18n.translate import mark
 
 if TYPE_CHECKING:
     from sim.actuals.books import Books
     from sim.actuals.meter import Metered
-    from sim.actuals.subscriptions import Lives
+    from sim.actuals.subscriptions import Subscriptions
     from sim.actuals.traffic import Traffic
     from sim.company.simulate import Result
 
@@ -20,7 +20,7 @@ FACTOR = mark("times those expected")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeasuredAssumption:
     """One thing measured: value with 95 % bounds, what it was read from, and what the scenario says now.
 
     `what` is to be translated, `of` names the plan, segment or class. `written` goes to `key`; "" and None where no key
@@ -45,11 +45,11 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Measured:
     """What an estimate is read from. `first`: the plan's month that is the first of the comparison."""
 
     metered: Metered
-    lives: Lives
+    subscriptions: Subscriptions
     books: Books
     traffic: Traffic
     plan: Result
@@ -65,16 +65,16 @@ def estimated(
     what: str,
     of: str,
     unit: str,
-    found: Posterior | None,
+    found: Belief | None,
     cases: float,
     key: str = "",
     planned: float = math.nan,
-    at_par: Posterior | None = None,
+    at_par: Belief | None = None,
     most: float = math.inf,
-) -> list[Estimate]:
+) -> list[MeasuredAssumption]:
     """The estimate of what was found; none where nothing was. `at_par` is what goes to the key, up to `most`."""
     if found is None:
         return []
     low, high = found.bounds
     written = (at_par or found).text(0.0, most) if key else None
-    return [Estimate(what, of, unit, found.value, low, high, cases, key, written, planned)]
+    return [MeasuredAssumption(what, of, unit, found.value, low, high, cases, key, written, planned)]

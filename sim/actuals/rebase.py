@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Changes = dict[str, Any]
 
 
-def moved_on(result: Result, months: int) -> tuple[Changes, list[str]]:
+def rebased(result: Result, months: int) -> tuple[Changes, list[str]]:
     """({dotted key: value}, what is left out) of a run's scenario after so many of its months.
 
     Args:

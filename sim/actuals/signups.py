@@ -13,8 +13,8 @@ import numpy as np
 
 from sim.accounting.saas_metrics import FloatArray
 from sim.actuals.estimates import rate
-from sim.actuals.market_conditions import World
-from sim.actuals.measured import FACTOR, Estimate, Seen
+from sim.actuals.market_conditions import MarketConditions
+from sim.actuals.measured import FACTOR, Measured, MeasuredAssumption
 from sim.actuals.rebase import segment_key
 from sim.i18n.translate import mark
 from sim.scenario.plans import plan_key, segments_of
@@ -23,22 +23,24 @@ SIGNUPS = mark("Signups against those expected")
 _LEAST = 0.01  # of its middle: no source can have brought less than nothing
 
 
-def signups(seen: Seen, name: str) -> list[Estimate]:
+def signups(measured: Measured, name: str) -> list[MeasuredAssumption]:
     """Signups of a segment against those that the plan's assumptions expect."""
-    segment, at = segments_of(seen.plan.scenario.market)[name], segment_key(name)
-    world = World(seen.plan, name, seen.first, seen.months)
+    segment, at = segments_of(measured.plan.scenario.market)[name], segment_key(name)
+    world = MarketConditions(measured.plan, name, measured.first, measured.months)
     came = sum(
-        seen.lives.joined(plan_key(name, plan), month)
+        measured.subscriptions.joined(plan_key(name, plan), month)
         for plan in segment.plans
-        for month in range(seen.months)
+        for month in range(measured.months)
     )
     spend = world.spend_usd()
-    if seen.books.has_bank:
-        paid = seen.books.statements.income()["marketing"].to_numpy()
-        planned = seen.plan.statements.income()["marketing"].to_numpy()[seen.first : seen.first + seen.months]
+    if measured.books.has_bank:
+        paid = measured.books.statements.income()["marketing"].to_numpy()
+        planned = measured.plan.statements.income()["marketing"].to_numpy()[
+            measured.first : measured.first + measured.months
+        ]
         part = sum(spend) / planned.sum() if planned.sum() > 0 else 0.0
         spend = [max(0.0, float(usd)) * part for usd in paid]
-    parts = world.signups(seen.lives, spend)
+    parts = world.signups(measured.subscriptions, spend)
     expected = sum(parts.values())
     if expected <= 0:
         return []
@@ -53,8 +55,10 @@ def signups(seen: Seen, name: str) -> list[Estimate]:
     middle, weight = factor.value, parts[largest] / expected
     low, high = factor.bounds
 
-    def one(key: str, written: Any, usual: float) -> Estimate:
-        return Estimate(SIGNUPS, name, FACTOR, middle, low, high, came, f"{at}.{key}", written, usual)
+    def one(key: str, written: Any, usual: float) -> MeasuredAssumption:
+        return MeasuredAssumption(
+            SIGNUPS, name, FACTOR, middle, low, high, came, f"{at}.{key}", written, usual
+        )
 
     found = []
     for source, (key, usual) in keys.items():
@@ -72,12 +76,14 @@ def _widened(factor: FloatArray, middle: float, weight: float, usual: float) -> 
     return np.maximum(middle + (factor - middle) / weight, _LEAST * middle) * usual
 
 
-def signup_shares(seen: Seen) -> dict[str, float]:
+def signup_shares(measured: Measured) -> dict[str, float]:
     """Shares of new customers by plan, with half a signup for each plan that the scenario sells (Jeffreys)."""
     changes = {}
-    for name, segment in segments_of(seen.plan.scenario.market).items():
+    for name, segment in segments_of(measured.plan.scenario.market).items():
         counts = {
-            plan: sum(seen.lives.joined(plan_key(name, plan), month) for month in range(seen.months))
+            plan: sum(
+                measured.subscriptions.joined(plan_key(name, plan), month) for month in range(measured.months)
+            )
             for plan in segment.plans
         }
         if not sum(counts.values()):

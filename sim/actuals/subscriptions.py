@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Life:
+class Subscription:
     """One subscription; months are counted from the first of the comparison, below 0 before it.
 
     `last`: the last month in which it was a customer, as far as seen. `ended`: it is known to have left at the end of
@@ -55,13 +55,13 @@ class Life:
 
 
 @dataclass(frozen=True)
-class Lives:
+class Subscriptions:
     """All subscriptions of the comparison's months.
 
     `sure_months`: how many of the months can tell who left, by usage. `never_used`: signed up, never asked.
     """
 
-    lives: tuple[Life, ...]
+    all: tuple[Subscription, ...]
     months: int
     inactive_months: int
     never_used: int
@@ -72,56 +72,63 @@ class Lives:
         """Months from the first on in which a departure would have been seen."""
         return max(0, self.months - self.inactive_months)
 
-    def of(self, plan: str) -> list[Life]:
+    def of(self, plan: str) -> list[Subscription]:
         """The subscriptions of a plan."""
-        return [life for life in self.lives if life.plan == plan]
+        return [subscription for subscription in self.all if subscription.plan == plan]
 
     def count(self, plan: str, month: int) -> int:
         """Customers of a plan who were there in a month."""
-        return sum(life.is_there(month) for life in self.of(plan))
+        return sum(subscription.is_there(month) for subscription in self.of(plan))
 
     def churn(self, plan: str, settings: Plan) -> tuple[int, int]:
         """(left, cases): months of customers who could have left at their end; on a contract the ends of terms."""
         left = cases = 0
         trial = settings.trial.months if settings.trial is not None else 0
-        for life in self.of(plan):
-            until = self.months if life.by_fee else self.sure_months
-            for month in range(max(0, life.joined + trial), min(life.last + 1, until)):
-                if settings.contract is not None and (month - life.joined + 1) % settings.contract.months:
+        for subscription in self.of(plan):
+            until = self.months if subscription.by_fee else self.sure_months
+            for month in range(max(0, subscription.joined + trial), min(subscription.last + 1, until)):
+                if (
+                    settings.contract is not None
+                    and (month - subscription.joined + 1) % settings.contract.months
+                ):
                     continue
                 cases += 1
-                left += life.ended and month == life.last and life.converted is None
+                left += subscription.ended and month == subscription.last and subscription.converted is None
         return left, cases
 
     def conversions(self, plan: str) -> tuple[int, int]:
         """(converted, cases): months at whose beginning a customer of a free plan could have begun to pay."""
         converted = cases = 0
-        for life in self.of(plan):
-            cases += max(0, min(life.last + 1, self.months) - max(0, life.joined))
-            if life.converted is not None and 0 <= life.converted < self.months:
-                cases += life.converted > life.last  # the month of the change itself was open too
+        for subscription in self.of(plan):
+            cases += max(0, min(subscription.last + 1, self.months) - max(0, subscription.joined))
+            if subscription.converted is not None and 0 <= subscription.converted < self.months:
+                cases += (
+                    subscription.converted > subscription.last
+                )  # the month of the change itself was open too
                 converted += 1
         return converted, cases
 
     def trials(self, plan: str, trial_months: int) -> tuple[int, int]:
         """(began to pay, trials that ended and whose outcome is known)."""
         paying = ended = 0
-        for life in self.of(plan):
-            ends = life.joined + trial_months  # the first paid month
-            if life.joined < 0 or ends >= (self.months if life.by_fee else self.sure_months):
+        for subscription in self.of(plan):
+            ends = subscription.joined + trial_months  # the first paid month
+            if subscription.joined < 0 or ends >= (self.months if subscription.by_fee else self.sure_months):
                 continue
             ended += 1
-            paying += life.last >= ends
+            paying += subscription.last >= ends
         return paying, ended
 
     def joined(self, plan: str, month: int) -> int:
         """New in a month, without those who came from a free plan."""
-        return sum(life.joined == month and life.came_from is None for life in self.of(plan))
+        return sum(
+            subscription.joined == month and subscription.came_from is None for subscription in self.of(plan)
+        )
 
 
 def read_lives(
     metered: Metered, scenario: Scenario, *, inactive_months: int = 1, default_plan: str | None = None
-) -> Lives:
+) -> Subscriptions:
     """Read all subscriptions (see the module for the rules)."""
     plans = {name: plan for name, (_, plan) in plans_of(scenario).items()}
     grouped: dict[tuple[str, str], list[ApiKey]] = defaultdict(list)
@@ -135,22 +142,24 @@ def read_lives(
     rows: dict[tuple[str, int], object] = {
         (str(row.key_id), int(str(row.month_index))): row for row in metered.by_key.itertuples(index=False)
     }
-    lives: dict[tuple[str, str], Life] = {}
+    subscriptions: dict[tuple[str, str], Subscription] = {}
     never_used = 0
     unused: list[tuple[str, str]] = []
     for (customer, plan), keys in grouped.items():
-        life = _life(metered, customer, plan, keys, plans[plan], rows, inactive_months)
-        if life is None:
+        subscription = _life(metered, customer, plan, keys, plans[plan], rows, inactive_months)
+        if subscription is None:
             # He may have begun to pay before he asked anything for free: that is known after all are read.
             joined = metered.month_at(keys[0].created_s)
-            life = Life(customer, plan, joined, joined - 1, False, False)
+            subscription = Subscription(customer, plan, joined, joined - 1, False, False)
             unused.append((customer, plan))
-        lives[customer, plan] = life
-    _convert(lives, scenario)
+        subscriptions[customer, plan] = subscription
+    _convert(subscriptions, scenario)
     for name in unused:
-        if lives[name].converted is None:
-            never_used += lives.pop(name).joined >= 0
-    return Lives(tuple(lives.values()), len(metered.months), inactive_months, never_used, unknown)
+        if subscriptions[name].converted is None:
+            never_used += subscriptions.pop(name).joined >= 0
+    return Subscriptions(
+        tuple(subscriptions.values()), len(metered.months), inactive_months, never_used, unknown
+    )
 
 
 def _life(
@@ -161,7 +170,7 @@ def _life(
     settings: Plan,
     rows: dict[tuple[str, int], object],
     inactive_months: int,
-) -> Life | None:
+) -> Subscription | None:
     from sim.scenario.plans import is_paying
 
     months = len(metered.months)
@@ -187,30 +196,30 @@ def _life(
         last = max(use)
         joined = min(joined, min(use))
         ended = last < months - inactive_months or ends < months
-    life = Life(customer, plan, joined, last, bool(ended), by_fee, use=use)
+    subscription = Subscription(customer, plan, joined, last, bool(ended), by_fee, use=use)
     born_s, end_s = keys[0].created_s, max(key.ends_s for key in keys)
     for month in range(max(0, joined), last + 1):
         label = metered.months[month]
         begins = month_fraction(label, born_s)
         until = month_fraction(label, end_s) if math.isfinite(end_s) else 1.0
-        if life.ended and month == last and not by_fee:
+        if subscription.ended and month == last and not by_fee:
             until = min(until, month_fraction(label, last_s))
-        life.exposure[month] = max(until - begins, 0.0)
-    return life
+        subscription.exposure[month] = max(until - begins, 0.0)
+    return subscription
 
 
-def _convert(lives: dict[tuple[str, str], Life], scenario: Scenario) -> None:
+def _convert(subscriptions: dict[tuple[str, str], Subscription], scenario: Scenario) -> None:
     """Tell who moved from a free plan to the one that it converts to."""
     for name, (_, plan) in plans_of(scenario).items():
         if plan.converts_to is None:
             continue
         segment, slash, _ = name.rpartition("/")
         target = f"{segment}{slash}{plan.converts_to}"
-        for (customer, on), life in lives.items():
-            after = lives.get((customer, target)) if on == name else None
-            if after is None or after.joined < life.joined or after.last < after.joined:
+        for (customer, on), subscription in subscriptions.items():
+            after = subscriptions.get((customer, target)) if on == name else None
+            if after is None or after.joined < subscription.joined or after.last < after.joined:
                 continue
-            life.converted, after.came_from = after.joined, name
-            life.last = min(life.last, after.joined - 1)
-            for month in [month for month in life.exposure if month >= after.joined]:
-                del life.exposure[month]
+            subscription.converted, after.came_from = after.joined, name
+            subscription.last = min(subscription.last, after.joined - 1)
+            for month in [month for month in subscription.exposure if month >= after.joined]:
+                del subscription.exposure[month]

@@ -23,7 +23,7 @@ from sim.scenario.plans import is_paying
 
 if TYPE_CHECKING:
     from sim.accounting.ledger import Ledger
-    from sim.actuals.measured import Seen
+    from sim.actuals.measured import Measured
     from sim.company.simulate import Result
     from sim.study.monte_carlo import MonteCarlo
 
@@ -44,20 +44,20 @@ _NEED_BANK = ("cogs_usd", "opex_usd", "net_income_usd", "cash_usd")
 _TAKEN = {"tokens": ("prompt_tokens", "output_tokens")}
 
 
-def by_month(seen: Seen, forecast: Result, study: MonteCarlo | None) -> pd.DataFrame:
+def by_month(measured: Measured, forecast: Result, study: MonteCarlo | None) -> pd.DataFrame:
     """Plan, actual and forecast by month and measure (see `sim.actuals.compare.Actuals`)."""
-    actual = _actual(seen)
+    actual = _actual(measured)
     rows = []
-    planned_months, last = list(seen.plan.monthly["month"]), seen.metered.months[-1]
+    planned_months, last = list(measured.plan.monthly["month"]), measured.metered.months[-1]
     labels = [
-        *planned_months[seen.first :],
+        *planned_months[measured.first :],
         *(m for m in forecast.monthly["month"] if m not in planned_months),
     ]
     for measure in MEASURES:
-        planned = dict(zip(planned_months, _column(seen.plan, measure), strict=True))
+        planned = dict(zip(planned_months, _column(measured.plan, measure), strict=True))
         ahead = dict(zip(forecast.monthly["month"], _column(forecast, measure), strict=True))
         low, high = _band(study, measure)
-        done = dict(zip(seen.metered.months, actual[measure], strict=True))
+        done = dict(zip(measured.metered.months, actual[measure], strict=True))
         for month in labels:
             if month > last and month not in ahead and month not in planned:
                 continue
@@ -92,20 +92,23 @@ def _band(study: MonteCarlo | None, measure: str) -> tuple[dict[str, float], dic
     return low, high
 
 
-def _actual(seen: Seen) -> dict[str, Sequence[float]]:
+def _actual(measured: Measured) -> dict[str, Sequence[float]]:
     """Each measure by month; NaN without the bank rows that it takes."""
-    income = seen.books.statements.income()
-    cash = seen.books.statements.balance_sheet()["cash"]
-    paying = [name for name, (_, plan) in plans_of(seen.plan.scenario).items() if is_paying(plan)]
-    by_month = seen.metered.by_key.groupby("month_index")[
+    income = measured.books.statements.income()
+    cash = measured.books.statements.balance_sheet()["cash"]
+    paying = [name for name, (_, plan) in plans_of(measured.plan.scenario).items() if is_paying(plan)]
+    by_month = measured.metered.by_key.groupby("month_index")[
         ["requests", "prompt_tokens", "output_tokens"]
     ].sum()
-    by_month = by_month.reindex(range(seen.months), fill_value=0)
+    by_month = by_month.reindex(range(measured.months), fill_value=0)
     ended = [
-        sum(life.is_there(month) and not (life.ended and life.last == month) for life in seen.lives.lives
-            if life.plan in paying)
-        for month in range(seen.months)
-    ]  # fmt: skip
+        sum(
+            one.is_there(month) and not (one.ended and one.last == month)
+            for one in measured.subscriptions.all
+            if one.plan in paying
+        )
+        for month in range(measured.months)
+    ]
     found: dict[str, Any] = {
         "revenue_usd": income["total_revenue"],
         "compute_serving_usd": sum(income[account] for account in SERVING_ACCOUNTS),
@@ -117,22 +120,22 @@ def _actual(seen: Seen) -> dict[str, Sequence[float]]:
         "requests": by_month["requests"],
         "tokens": by_month["prompt_tokens"] + by_month["output_tokens"],
     }
-    if not seen.books.has_bank:
-        found |= {measure: [math.nan] * seen.months for measure in _NEED_BANK}
+    if not measured.books.has_bank:
+        found |= {measure: [math.nan] * measured.months for measure in _NEED_BANK}
     return {measure: [float(value) for value in values] for measure, values in found.items()}
 
 
-def _planned_income(seen: Seen) -> pd.DataFrame:
-    income = seen.plan.statements.income(exact=True)
-    return income.iloc[seen.first : seen.first + seen.months]
+def _planned_income(measured: Measured) -> pd.DataFrame:
+    income = measured.plan.statements.income(exact=True)
+    return income.iloc[measured.first : measured.first + measured.months]
 
 
-def account_table(seen: Seen) -> pd.DataFrame:
+def account_table(measured: Measured) -> pd.DataFrame:
     """As `account_variance`; without bank rows of the metered accounts alone."""
-    kinds = seen.books.ledger.chart
+    kinds = measured.books.ledger.chart
     compared = [name for name, kind in kinds.items() if kind not in ("asset", "liability", "equity")]
-    planned, actual = _planned_income(seen), seen.books.statements.income(exact=True)
-    if not seen.books.has_bank:
+    planned, actual = _planned_income(measured), measured.books.statements.income(exact=True)
+    if not measured.books.has_bank:
         # The meter's cost is all that is known of serving: it stands against all that the plan has for machines.
         planned = planned.copy()
         planned["serving_on_demand"] += planned["serving_reserved"]
@@ -163,25 +166,27 @@ def revenue_by_plan(ledger: Ledger, months: int) -> dict[str, np.ndarray[Any, An
     return totals
 
 
-def revenue_table(seen: Seen) -> pd.DataFrame:
+def revenue_table(measured: Measured) -> pd.DataFrame:
     """One row per month: planned and actual recurring revenue and the causes between them, micro-dollars."""
-    facts, total = seen.plan.facts, seen.plan.scenario.horizon_months
-    paying = {name for name, (_, plan) in plans_of(seen.plan.scenario).items() if is_paying(plan)}
-    planned_revenue = revenue_by_plan(seen.plan.ledger, total)
+    facts, total = measured.plan.facts, measured.plan.scenario.horizon_months
+    paying = {name for name, (_, plan) in plans_of(measured.plan.scenario).items() if is_paying(plan)}
+    planned_revenue = revenue_by_plan(measured.plan.ledger, total)
     planned_tokens: dict[str, Sequence[float]] = {
         name: facts.plan_records[name, "tokens"].tolist()
         for name in paying
         if (name, "tokens") in facts.plan_records
     }
-    actual_revenue = revenue_by_plan(seen.books.ledger, seen.months)
+    actual_revenue = revenue_by_plan(measured.books.ledger, measured.months)
     actual_tokens = {
-        name: [sum(use[1] + use[3] for life in seen.lives.of(name) if (use := life.use.get(month)))
-               for month in range(seen.months)]
+        name: [
+            sum(use[1] + use[3] for one in measured.subscriptions.of(name) if (use := one.use.get(month)))
+            for month in range(measured.months)
+        ]
         for name in paying
-    }  # fmt: skip
+    }
     rows = []
-    for month, label in enumerate(seen.metered.months):
-        before = _sold(planned_revenue, planned_tokens, seen.first + month)
+    for month, label in enumerate(measured.metered.months):
+        before = _sold(planned_revenue, planned_tokens, measured.first + month)
         after = _sold(actual_revenue, actual_tokens, month)
         sums = [sum(one.revenue_micro for one in side.values()) for side in (before, after)]
         rows.append(
@@ -195,19 +200,19 @@ def revenue_table(seen: Seen) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def usage_table(seen: Seen) -> pd.DataFrame:
+def usage_table(measured: Measured) -> pd.DataFrame:
     """One row per month: planned and actual tokens, and the causes between them, in tokens.
 
     Customers are those of the month's usage: before the churn at its end.
     """
-    facts = seen.plan.facts
+    facts = measured.plan.facts
     rows = []
-    per_request = _planned_request_tokens(seen)
-    for month, label in enumerate(seen.metered.months):
+    per_request = _planned_request_tokens(measured)
+    for month, label in enumerate(measured.metered.months):
         before, after = {}, {}
-        for name in plans_of(seen.plan.scenario):
+        for name in plans_of(measured.plan.scenario):
             record = {
-                what: float(facts.plan_records[name, what][seen.first + month])
+                what: float(facts.plan_records[name, what][measured.first + month])
                 if (name, what) in facts.plan_records
                 else 0.0
                 for what in ("tokens", "customers", "lost", "trials")
@@ -215,8 +220,10 @@ def usage_table(seen: Seen) -> pd.DataFrame:
             tokens = round(record["tokens"])
             customers = round(record["customers"] + record["lost"] + record["trials"])
             before[name] = Asked(customers, round(record["tokens"] / per_request[name]), tokens)
-            there = [life for life in seen.lives.of(name) if month in life.use]
-            uses = [life.use[month] for life in there]
+            there = [
+                subscription for subscription in measured.subscriptions.of(name) if month in subscription.use
+            ]
+            uses = [subscription.use[month] for subscription in there]
             after[name] = Asked(len(there), sum(use[0] for use in uses), sum(use[1] + use[3] for use in uses))
         sums = [sum(one.tokens for one in side.values()) for side in (before, after)]
         rows.append(
@@ -230,7 +237,9 @@ def usage_table(seen: Seen) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _planned_request_tokens(seen: Seen) -> dict[str, float]:
-    surface = seen.plan.surface
+def _planned_request_tokens(measured: Measured) -> dict[str, float]:
+    surface = measured.plan.surface
     mean = surface.prompt_tokens_mean + surface.output_tokens_mean
-    return {name: mean * segment.request_size for name, (segment, _) in plans_of(seen.plan.scenario).items()}
+    return {
+        name: mean * segment.request_size for name, (segment, _) in plans_of(measured.plan.scenario).items()
+    }

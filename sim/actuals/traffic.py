@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.actuals.estimates import Posterior, drawn, mean, ratio
+from sim.actuals.estimates import Belief, drawn, mean, ratio
 from sim.workload.arrivals import hourly_shape
 from sim.workload.traffic_classes import TRAFFIC_CLASSES, TrafficClass, lognormal_sigma
 
@@ -44,8 +44,8 @@ class Traffic:
     """
 
     week: pd.DataFrame
-    noise: Posterior | None
-    growth_per_month: Posterior | None
+    noise: Belief | None
+    growth_per_month: Belief | None
     shares: dict[str, float]
     share_bounds: dict[str, tuple[float, float]]
     prompt_mean: float
@@ -97,8 +97,10 @@ def _shape(counts: FloatArray, hour: NDArray[np.int64]) -> FloatArray:
     hours = np.bincount(hour, minlength=HOURS_PER_WEEK)
     sums = np.bincount(hour, weights=counts, minlength=HOURS_PER_WEEK)
     each = np.divide(sums, hours, out=np.full(HOURS_PER_WEEK, math.nan), where=hours > 0)
-    seen = each[np.isfinite(each)]
-    return each / seen.mean() if len(seen) and seen.mean() > 0 else np.full(HOURS_PER_WEEK, math.nan)
+    measured = each[np.isfinite(each)]
+    return (
+        each / measured.mean() if len(measured) and measured.mean() > 0 else np.full(HOURS_PER_WEEK, math.nan)
+    )
 
 
 def _weeks(counts: FloatArray) -> FloatArray:
@@ -107,7 +109,7 @@ def _weeks(counts: FloatArray) -> FloatArray:
     return counts[len(counts) - weeks * HOURS_PER_WEEK :].reshape(weeks, HOURS_PER_WEEK)
 
 
-def _noise(counts: FloatArray, hour: NDArray[np.int64], shape: FloatArray) -> Posterior | None:
+def _noise(counts: FloatArray, hour: NDArray[np.int64], shape: FloatArray) -> Belief | None:
     weeks = _weeks(counts)
     if len(weeks) < 2:
         return None
@@ -119,7 +121,7 @@ def _noise(counts: FloatArray, hour: NDArray[np.int64], shape: FloatArray) -> Po
     return None if found is None else found.through(lambda value: np.sqrt(np.log1p(value)))
 
 
-def _growth(counts: FloatArray) -> Posterior | None:
+def _growth(counts: FloatArray) -> Belief | None:
     totals = _weeks(counts).sum(axis=1)
     if len(totals) < 3 or (totals <= 0).any():
         return None
@@ -132,10 +134,10 @@ def _growth(counts: FloatArray) -> Posterior | None:
     spread = math.sqrt(float(rest @ rest) / (len(totals) - 2) / float(week @ week))
     weeks_per_month = _HOURS_PER_MONTH / HOURS_PER_WEEK
     freedom = len(totals) - 2
-    return Posterior(lambda at: np.expm1(weeks_per_month * (slope + spread * stdtrit(freedom, at))))
+    return Belief(lambda at: np.expm1(weeks_per_month * (slope + spread * stdtrit(freedom, at))))
 
 
-def usage_growth(lives_logs: list[FloatArray]) -> Posterior | None:
+def usage_growth(lives_logs: list[FloatArray]) -> Belief | None:
     """How a customer's usage grows by month: the mean over customers of the slope of its logarithm.
 
     Args:

@@ -12,7 +12,7 @@ from sim.study.wording import quantity
 
 if TYPE_CHECKING:
     from sim.actuals.compare import Actuals
-    from sim.actuals.measured import Estimate
+    from sim.actuals.measured import MeasuredAssumption
 
 CAUSES = {
     "volume": mark("tokens sold"),
@@ -114,6 +114,6 @@ def _off(found: Actuals) -> list[str]:
     ]
 
 
-def label(one: Estimate) -> str:
+def label(one: MeasuredAssumption) -> str:
     """What was estimated, and of whom."""
     return tr(one.what) if not one.of else tr("{what}, {of}", what=tr(one.what), of=one.of)

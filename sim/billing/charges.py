@@ -57,7 +57,7 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Line:
+class InvoiceLine:
     """One line of an invoice.
 
     Kinds: onboarding, fee, licence; `TOKEN_KINDS`; included (less than zero: usage that the fee covers), commitment (a
@@ -121,7 +121,7 @@ def charges(
     used: Mapping[str, Sequence[Used]],
     prices: TokenPrices,
     month: str,
-) -> list[Line]:
+) -> list[InvoiceLine]:
     """Lines of a subscription without tax; none when nothing was used and nothing is owed.
 
     Args:
@@ -147,16 +147,16 @@ def charges(
     if begun is not None and now >= paying and plan.contract is not None:
         lines += _contract_lines(name, plan, keys, max(begun, paying), now, lines)
     if begun is not None and now == paying and plan.onboarding_fee_usd > 0:
-        lines.insert(0, Line("onboarding", name, micro(plan.onboarding_fee_usd)))
+        lines.insert(0, InvoiceLine("onboarding", name, micro(plan.onboarding_fee_usd)))
     if now < paying and lines:
-        lines.append(Line("trial", name, -sum(line.amount_micro_usd for line in lines)))
+        lines.append(InvoiceLine("trial", name, -sum(line.amount_micro_usd for line in lines)))
     return lines
 
 
-def sales_tax(name: str, lines: Sequence[Line], rate: float) -> list[Line]:
+def sales_tax(name: str, lines: Sequence[InvoiceLine], rate: float) -> list[InvoiceLine]:
     """Tax on the lines of a subscription; none at a rate of 0."""
     tax = round(sum(line.amount_micro_usd for line in lines) * Fraction(str(rate)))
-    return [Line("tax", name, tax, tax_rate=rate)] if rate > 0 else []
+    return [InvoiceLine("tax", name, tax, tax_rate=rate)] if rate > 0 else []
 
 
 def not_metered(plan: Plan) -> list[str]:
@@ -169,7 +169,7 @@ def not_metered(plan: Plan) -> list[str]:
     return [what for what, there in parts.items() if there]
 
 
-def _token_lines(plan: str, key: ApiKey, used: Used, prices: TokenPrices) -> list[Line]:
+def _token_lines(plan: str, key: ApiKey, used: Used, prices: TokenPrices) -> list[InvoiceLine]:
     parts = [("failed", used.prompt_tokens + used.output_tokens, 0)]
     if used.is_billed:
         parts = [
@@ -178,34 +178,36 @@ def _token_lines(plan: str, key: ApiKey, used: Used, prices: TokenPrices) -> lis
             ("output", used.output_tokens, prices.output),
         ]
     return [
-        Line(kind, plan, amount_micro_usd(tokens, price), tokens, price, key.key_id, key.name, used.model)
+        InvoiceLine(
+            kind, plan, amount_micro_usd(tokens, price), tokens, price, key.key_id, key.name, used.model
+        )
         for kind, tokens, price in parts
         if tokens
     ]
 
 
-def _included(name: str, plan: Plan, usage: Sequence[Line]) -> list[Line]:
+def _included(name: str, plan: Plan, usage: Sequence[InvoiceLine]) -> list[InvoiceLine]:
     """What the fee covers of the usage: the same part of every token."""
     full = sum(line.amount_micro_usd for line in usage)
     tokens = sum(line.quantity for line in usage if line.kind != "failed")
     beyond = float(beyond_included(plan, np.ones(1, dtype=np.int64), np.array([float(tokens)]))[0])
     covered = full - round(full * beyond)
-    return [Line("included", name, -covered)] if covered else []
+    return [InvoiceLine("included", name, -covered)] if covered else []
 
 
-def _fee(name: str, plan: Plan, keys: Sequence[ApiKey], month: int) -> Line:
+def _fee(name: str, plan: Plan, keys: Sequence[ApiKey], month: int) -> InvoiceLine:
     """The fee of a month, per seat where the plan has seats; without a good key, of the seats there were at last."""
     seats = 1
     if plan.seats is not None:
         earlier = range(month, min(first_month(key) for key in keys) - 1, -1)
         seats = next(filter(None, (_most_at_once(keys, one) for one in earlier)), 0)
     price = micro(plan.monthly_fee_usd)
-    return Line("licence" if plan.on_premise else "fee", name, seats * price, seats, price)
+    return InvoiceLine("licence" if plan.on_premise else "fee", name, seats * price, seats, price)
 
 
 def _contract_lines(
-    name: str, plan: Plan, keys: Sequence[ApiKey], signed: int, now: int, so_far: Sequence[Line]
-) -> list[Line]:
+    name: str, plan: Plan, keys: Sequence[ApiKey], signed: int, now: int, so_far: Sequence[InvoiceLine]
+) -> list[InvoiceLine]:
     """What a contract asks beyond fees and usage, and what is or was invoiced in advance."""
     contract = plan.contract
     assert contract is not None
@@ -220,10 +222,10 @@ def _contract_lines(
     amounts = (least_micro(now), ahead, sum(line.amount_micro_usd for line in so_far))
     least, paid, owed = (np.array([amount], dtype=np.int64) for amount in amounts)
     beyond = int(contracts.commitment_micro(least, paid, owed)[0])
-    lines = [Line("commitment", name, beyond)] if beyond else []
+    lines = [InvoiceLine("commitment", name, beyond)] if beyond else []
     if ahead and begun == now:
-        lines.append(Line("advance", name, prepaid * ahead, prepaid, ahead))
-    return [*lines, Line("drawn", name, -ahead)] if ahead else lines
+        lines.append(InvoiceLine("advance", name, prepaid * ahead, prepaid, ahead))
+    return [*lines, InvoiceLine("drawn", name, -ahead)] if ahead else lines
 
 
 def _runs_since(plan: Plan, keys: Sequence[ApiKey], first: int, paying: int, now: int) -> int | None:

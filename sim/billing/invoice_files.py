@@ -15,7 +15,7 @@ from typing import Any
 from engine.usage.database import month_bounds_s
 from engine.utils.files import write_atomically
 from sim.accounting.ledger import MICRO_PER_USD
-from sim.billing.charges import TOKEN_KINDS, Line
+from sim.billing.charges import TOKEN_KINDS, InvoiceLine
 from sim.billing.invoices import MICRO_PER_CENT, Bill, Invoice
 from sim.i18n.translate import language, mark, speaking, tr
 
@@ -46,7 +46,7 @@ _UNITS = {
 } | dict.fromkeys(TOKEN_KINDS, "tokens")
 
 
-def describe(line: Line) -> str:
+def describe(line: InvoiceLine) -> str:
     """What a line is for, in the language of the moment."""
     what = tr(_WHAT[line.kind])
     return f"{what} {100 * line.tax_rate:.6g}%" if line.tax_rate is not None else what
@@ -186,15 +186,15 @@ def _groups(invoice: Invoice) -> list[dict[str, Any]]:
     return groups
 
 
-def _taxes(invoice: Invoice) -> list[Line]:
+def _taxes(invoice: Invoice) -> list[InvoiceLine]:
     return [line for line in invoice.lines if line.kind == "tax"]
 
 
-def _price_per(line: Line) -> int:
+def _price_per(line: InvoiceLine) -> int:
     return 1_000_000 if line.kind in TOKEN_KINDS else 1
 
 
-def _price(line: Line) -> str:
+def _price(line: InvoiceLine) -> str:
     """A unit price without the zeros that say nothing, but with its cents."""
     if line.unit_price_micro_usd is None:
         return ""

@@ -23,7 +23,7 @@ from engine.usage.database import month_bounds_s, month_of, open_database
 from engine.usage.meter import Used, used_by_key
 from sim.billing.charges import (
     TOKEN_KINDS,
-    Line,
+    InvoiceLine,
     charges,
     first_month,
     last_month,
@@ -51,7 +51,7 @@ class Invoice:
     dated: str  # the day after the month; of a running month the day of its last request
     due: str
     is_preliminary: bool  # the month is still running
-    lines: tuple[Line, ...]
+    lines: tuple[InvoiceLine, ...]
     requests: int
     cost_micro_usd: int  # measured cost of the requests: for the company's eyes, on no invoice
 
@@ -144,7 +144,7 @@ def bill_usage(
     invoices: list[Invoice] = []
     not_billed: set[str] = set()
     for number, (customer, own_keys) in enumerate(_customers(keys).items(), 1):
-        lines: list[Line] = []
+        lines: list[InvoiceLine] = []
         days: list[float] = []
         for name, subscribed in _subscriptions(own_keys, by_key, list(plans), month, default_plan).items():
             segment, plan = plans[name]

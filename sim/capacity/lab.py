@@ -35,7 +35,7 @@ MAX_REQUESTS = 100_000
 
 
 @dataclass(frozen=True)
-class Trial:
+class LoadTrial:
     """A load on a fleet: every request's times, what the replicas did, and the field's metrics of both."""
 
     rate_rps: float
@@ -114,7 +114,7 @@ def try_load(
     price_usd_per_hour: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Trial:
+) -> LoadTrial:
     """Replay requests of a traffic mix on a fleet of equal replicas.
 
     Args:
@@ -167,7 +167,7 @@ def try_load(
         num_blocks=kind.scheduler.num_blocks,
         profiles=[each for each in profiles if each is not None],
     )
-    return Trial(rate_rps, fleet, objective, frame, stats, figures)
+    return LoadTrial(rate_rps, fleet, objective, frame, stats, figures)
 
 
 def watch_batch(

@@ -42,7 +42,7 @@ Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
-class Rung:
+class RatePoint:
     """One rate of the ladder: what was seen, and how each part of the goal was kept."""
 
     requests: int
@@ -61,12 +61,12 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class LoadTest:
     """All rungs in the order of their rates, and the fleet's limit."""
 
     saturation_rps: float
     backlog: pd.DataFrame  # the requests
-    rungs: list[Rung]
+    rungs: list[RatePoint]
 
     def table(self) -> pd.DataFrame:
         """COLUMNS by rate; latencies never fall with it."""
@@ -101,9 +101,9 @@ class Ladder:
         return np.array([rung.requests for rung in self.rungs], dtype=np.float64)
 
 
-def climb(
+def run_load_test(
     fleet: Fleet, load: OfferedLoad, goal: Goal, requests: int, few: int, seed: int, report: Progress
-) -> Ladder:
+) -> LoadTest:
     """Replay a fleet from idle to its limit.
 
     Args:
@@ -130,7 +130,7 @@ def climb(
         few = crowd  # sessions take their time to fill the fleet
         saturation_rps = _highest_sustained(fleet, load, saturation_rps, crowd, seed)
 
-    def measure(rate_rps: float, count: int) -> Rung:
+    def measure(rate_rps: float, count: int) -> RatePoint:
         return _measure(fleet, load, goal, rate_rps, saturation_rps, count, seed)
 
     rungs = []
@@ -148,12 +148,16 @@ def climb(
         first, last = closer[0].rate_rps, closer[-1].rate_rps
         others = [rung for rung in rungs if not first <= rung.rate_rps <= last]
         rungs = sorted([*others, *closer], key=lambda rung: rung.rate_rps)
-    return Ladder(saturation_rps, backlog, rungs)
+    return LoadTest(saturation_rps, backlog, rungs)
 
 
 def _close_in(
-    rungs: list[Rung], failing: int, close: float, measure: Callable[[float], Rung], report: Progress
-) -> list[Rung]:
+    rungs: list[RatePoint],
+    failing: int,
+    close: float,
+    measure: Callable[[float], RatePoint],
+    report: Progress,
+) -> list[RatePoint]:
     """Rungs around the rate at which the goal breaks, in order; the first keeps it, the last doesn't.
 
     (Unless the ladder ends before: then the last keeps it too.)
@@ -187,7 +191,7 @@ def _close_in(
 
 def _measure(
     fleet: Fleet, load: OfferedLoad, goal: Goal, rate_rps: float, saturation_rps: float, count: int, seed: int
-) -> Rung:
+) -> RatePoint:
     steady, frame, stats = replay_at(fleet, load, rate_rps, count, seed)
     times_s = latencies(steady)
     seen = {
@@ -198,7 +202,7 @@ def _measure(
         "output_tokens_per_s": rate_rps * float(frame["output_tokens"].mean()),
         "batch_mean": stats.batch_mean,
     }
-    return Rung(len(frame), seen, judge(steady, goal))
+    return RatePoint(len(frame), seen, judge(steady, goal))
 
 
 def replay_at(
@@ -260,7 +264,7 @@ def _middle_rate(frame: pd.DataFrame) -> float:
     return float(last - first) / passed_s
 
 
-def _out_of_reach(goal: Goal, idle: Rung) -> str:
+def _out_of_reach(goal: Goal, idle: RatePoint) -> str:
     limits = [getattr(part, "limit_s", None) or 1 - getattr(part, "share", 0.0) for part in goal]
     asked = ", ".join(f"{each.label} {limit:g}" for each, limit in zip(idle.judged, limits, strict=True))
     reached = " and ".join(f"{each.value:.3g}" for each in idle.judged)

@@ -35,9 +35,9 @@ from engine.profile.profile import Profile
 from engine.utils.files import cache_dir as default_cache_dir
 from engine.utils.files import write_atomically
 from sim.capacity.goals import Goal, Limit, MetShare, Objective, check_goal, goal_content, goal_of
-from sim.capacity.load_test import COLUMNS, Ladder, Progress, climb
+from sim.capacity.load_test import COLUMNS, LoadTest, Progress, run_load_test
 from sim.capacity.offered_load import OfferedLoad, traffic_load
-from sim.serving.fleet_config import Fleet, ReplicaKind
+from sim.serving.fleet_config import Fleet, ReplicaSpec
 from sim.workload.traffic_classes import traffic_mix
 
 __all__ = [
@@ -207,7 +207,7 @@ def fleet_capacity(
 
 def replica_fleet(profile: Profile, scheduler: SchedulerConfig | None = None, replicas: int = 1) -> Fleet:
     """Equal replicas of a profile behind the default router."""
-    kind = ReplicaKind(
+    kind = ReplicaSpec(
         name=profile.model.name,
         step_time=profile.step_time_model(),
         scheduler=scheduler or profile.scheduler_config(),
@@ -241,7 +241,7 @@ def _known_or_simulated(
         if (known := _read(path, provenance)) is not None:
             report(1.0, "capacity known")
             return known
-    ladder = climb(fleet, load, goal, requests, min(FEW_REQUESTS, requests), seed, report)
+    ladder = run_load_test(fleet, load, goal, requests, min(FEW_REQUESTS, requests), seed, report)
     surface = _surface(ladder, provenance)
     if path is not None:
         with contextlib.suppress(
@@ -252,7 +252,7 @@ def _known_or_simulated(
     return surface
 
 
-def _surface(ladder: Ladder, provenance: dict[str, Any]) -> CapacitySurface:
+def _surface(ladder: LoadTest, provenance: dict[str, Any]) -> CapacitySurface:
     table, strains, noise = ladder.table(), ladder.strains(), ladder.noise()
     rates = table["rate_rps"].to_numpy()
 
@@ -290,7 +290,7 @@ def _crossing(
     return found
 
 
-def _kind_content(kind: ReplicaKind) -> dict[str, Any] | None:
+def _kind_content(kind: ReplicaSpec) -> dict[str, Any] | None:
     """A kind of replicas in JSON's words; None if its step times are not plain data."""
     if not is_dataclass(kind.step_time) or isinstance(kind.step_time, type):
         return None

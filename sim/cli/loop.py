@@ -48,7 +48,7 @@ def loop(
     from engine.errors import InputError
     from engine.feedback.loop import LoopConfig, is_users, run_loop
     from engine.feedback.loop import quick as quicker
-    from engine.feedback.simulated_users import Usage
+    from engine.feedback.simulated_users import SimulatedUsage
     from engine.models.load import quiet
     from engine.profile.hardware import detect
     from engine.training.data import read_documents
@@ -59,7 +59,7 @@ def loop(
         raise InputError("loop: texts are given, but no --users-text; give both or neither")
     company = Scenario.load(scenario)
     machine = detect("cuda" if device.startswith("cuda") else "cpu", price_usd_per_hour)
-    config = LoopConfig(usage=Usage(consent_share=consent_share))
+    config = LoopConfig(usage=SimulatedUsage(consent_share=consent_share))
     config = replace(config, training=replace(config.training, seed=seed, device=device))
     config = quicker(config) if quick else config
     library = [] if texts else standard_library()

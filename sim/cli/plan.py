@@ -12,7 +12,7 @@ from sim.cli.terminal import JsonFlag, print_grid, print_json, print_table, prog
 from sim.i18n import numbers
 
 if TYPE_CHECKING:
-    from sim.planner.plan import Plan
+    from sim.planner.plan import AcceleratorPlan
 
 
 def plan(
@@ -74,7 +74,7 @@ def plan(
         _show(found)
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: AcceleratorPlan) -> None:
     parameters = numbers.count(plan.parameters)
     if plan.active_parameters < 0.9 * plan.parameters:
         parameters += f" ({numbers.count(plan.active_parameters)} active)"

@@ -190,13 +190,13 @@ def _equal_replicas(
     profile: Profile | None, step_times: Path | None, layers: int | None, replicas: int, router: str
 ) -> Fleet:
     from engine.batch import SchedulerConfig
-    from sim.serving.fleet_config import ROUTERS, Fleet, ReplicaKind
+    from sim.serving.fleet_config import ROUTERS, Fleet, ReplicaSpec
     from sim.serving.step_table import read_step_times
 
     if router not in ROUTERS:
         raise InputError(f"router: found {router!r}, allowed are {', '.join(ROUTERS)}")
     if profile is not None:
-        kind = ReplicaKind(
+        kind = ReplicaSpec(
             name=profile.model.name,
             step_time=profile.step_time_model(),
             scheduler=profile.scheduler_config(),
@@ -206,7 +206,7 @@ def _equal_replicas(
         )
     else:
         assert step_times is not None
-        kind = ReplicaKind(
+        kind = ReplicaSpec(
             name=step_times.stem,
             step_time=read_step_times(step_times, layers),
             scheduler=SchedulerConfig(),

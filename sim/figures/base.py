@@ -51,7 +51,7 @@ def bars(table: Any, column: str, name: str, colour: str, say: Callable[[Any], s
     )
 
 
-def mark(figure: go.Figure, x: Any, y: float, text: str, colour: str) -> None:
+def annotate(figure: go.Figure, x: Any, y: float, text: str, colour: str) -> None:
     """Point at one value with words."""
     figure.add_annotation(
         x=x, y=y, text=text, showarrow=True, arrowcolor=colour, font={"color": colour}, ay=-36

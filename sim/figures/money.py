@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from sim.figures.base import bars, line, mark, month_axis, usd_axis
+from sim.figures.base import annotate, bars, line, month_axis, usd_axis
 from sim.figures.theme import Theme, layout, palette
 from sim.i18n import numbers
 from sim.i18n.translate import tr
@@ -99,7 +99,7 @@ def cash(result: Result, theme: Theme = "light") -> go.Figure:
     )
     if out != "never":
         where = int((table["month"] == out).to_numpy().argmax())
-        mark(
+        annotate(
             figure,
             str(out),
             float(table["cash_usd"].iloc[where]),

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sim.capacity.lab import BatchWatch, Trial
+from sim.capacity.lab import BatchWatch, LoadTrial
 from sim.figures.base import finite
 from sim.figures.hardware import KINDS
 from sim.figures.theme import Palette, Theme, layout, palette
@@ -25,7 +25,7 @@ _QUANTILES = 240  # points of a distribution's line
 _MOST_STEPS = 4000  # points of a counter's line
 
 
-def distributions(trial: Trial, theme: Theme = "light") -> go.Figure:
+def distributions(trial: LoadTrial, theme: Theme = "light") -> go.Figure:
     """Share of requests at or below each latency: TTFT, TPOT and E2E, with the objectives."""
     colours, figures = palette(theme), trial.figures
     times = latencies(trial.frame)
@@ -87,7 +87,7 @@ def distributions(trial: Trial, theme: Theme = "light") -> go.Figure:
     )
 
 
-def with_trial(figure: go.Figure, trial: Trial, theme: Theme = "light") -> go.Figure:
+def with_trial(figure: go.Figure, trial: LoadTrial, theme: Theme = "light") -> go.Figure:
     """The latency curve of one replica with the trial's 95th percentiles as points at its rate per replica."""
     colours, found = palette(theme), trial.figures
     paid_s = float(trial.stats.up_s.sum())
@@ -246,5 +246,5 @@ def _counters(steps: pd.DataFrame, watch: BatchWatch, colours: Palette) -> list[
     ]
 
 
-def _kinds(trial: Trial) -> str:
+def _kinds(trial: LoadTrial) -> str:
     return ", ".join(sorted({tr(KINDS[kind]) for kind in trial.fleet.step_times_from.values()}))

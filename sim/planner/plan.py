@@ -58,7 +58,7 @@ class ClaimAnswer:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AcceleratorPlan:
     """The whole answer; `serving` and `training` have one entry per accelerator asked for."""
 
     model: str
@@ -95,7 +95,7 @@ def plan(
     price_usd_per_hour: float | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
-) -> Plan:
+) -> AcceleratorPlan:
     """How many accelerators serve and train a model.
 
     Args:
@@ -138,7 +138,7 @@ def plan(
         served = serve(found, row, serving, price, cache_dir=cache_dir, progress=report)
         answers.append((row, served, train(found, row, need, price)))
     shown = [each for each in answers if each[0] in rows]
-    return Plan(
+    return AcceleratorPlan(
         model=found.name,
         parameters=found.parameters,
         active_parameters=found.active_parameters,

@@ -21,7 +21,7 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.models.catalog import CatalogModel
-from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, Deployment
+from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, EngineDeployment
 from engine.prediction.roofline import predict_profile
 from engine.profile.hardware import Accelerator
 from engine.profile.profile import Profile
@@ -212,7 +212,7 @@ def _answer(
 
 def _fits(model: CatalogModel, row: Accelerator, precision: str, width: int) -> bool:
     try:
-        Deployment(model, row, precision, width).cache_bytes()
+        EngineDeployment(model, row, precision, width).cache_bytes()
     except InputError:
         return False
     return True

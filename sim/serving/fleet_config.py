@@ -79,7 +79,7 @@ class Failures(_Settings):
     )
 
 
-class Spot(_Settings):
+class SpotInterruptions(_Settings):
     """Machines that the cloud takes back: exponential life, and a notice in which running requests may finish."""
 
     mean_life_s: SecondsBetween = Field(description="mean time from a machine's coming to the notice")
@@ -89,7 +89,7 @@ class Spot(_Settings):
     )
 
 
-class ReplicaKind(_Settings):
+class ReplicaSpec(_Settings):
     """Equal replicas: what they run on, their limits, and how many there are at the start."""
 
     name: str = "replica"
@@ -113,7 +113,7 @@ class ReplicaKind(_Settings):
     profile: Profile | None = Field(default=None, description="for FLOPs, bytes and watts; None: not known")
     autoscaler: Autoscaler | None = Field(default=None, description="orders and releases replicas by load")
     failures: Failures | None = Field(default=None, description="how often they break down")
-    spot: Spot | None = Field(default=None, description="machines that the cloud may take back")
+    spot: SpotInterruptions | None = Field(default=None, description="machines that the cloud may take back")
 
     @property
     def priced_profile(self) -> Profile | None:
@@ -151,7 +151,7 @@ class Retries(_Settings):
 class Fleet(_Settings):
     """A fleet and its door. With kinds of roles prefill and decode, each request goes through both."""
 
-    kinds: tuple[ReplicaKind, ...] = Field(min_length=1)
+    kinds: tuple[ReplicaSpec, ...] = Field(min_length=1)
     router: Router = Field(default="least_outstanding", description="which replica a request goes to")
     timeout_s: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = Field(
         default=None, description="clients give an attempt up after that"
@@ -223,7 +223,7 @@ def check_span(fleet: Fleet, span_s: float) -> None:
                 )
 
 
-def _periods(kind: ReplicaKind, most: int) -> Iterator[tuple[str, float, int]]:
+def _periods(kind: ReplicaSpec, most: int) -> Iterator[tuple[str, float, int]]:
     """What happens again and again to a kind: its key, seconds between two times, and to how many machines."""
     if kind.autoscaler is not None:
         yield "autoscaler.interval_s", kind.autoscaler.interval_s, 1

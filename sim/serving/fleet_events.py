@@ -13,13 +13,13 @@ import numpy as np
 import simpy
 from simpy.events import ProcessGenerator
 
-from sim.serving.fleet_config import Autoscaler, Failures, Spot
-from sim.serving.servers import Machines, Server
+from sim.serving.fleet_config import Autoscaler, Failures, SpotInterruptions
+from sim.serving.servers import Server, Servers
 
 
 def autoscale(
     env: simpy.Environment,
-    machines: Machines,
+    servers: Servers,
     kind_index: int,
     scaler: Autoscaler,
     *,
@@ -36,17 +36,17 @@ def autoscale(
         pending: role → requests that no replica of that role could take yet.
         order: (kind index, provisioning_s, load_s) → whether a machine could be ordered.
     """
-    kind, core = machines.fleet.kinds[kind_index], machines.core
+    kind, core = servers.fleet.kinds[kind_index], servers.core
     outstanding = core.outstanding
     changed_s = -math.inf
-    busy_s = {server.replica: 0.0 for server in machines.of_kind(kind_index)}
+    busy_s = {server.replica: 0.0 for server in servers.of_kind(kind_index)}
     while True:
         yield env.timeout(scaler.interval_s)
         now = env.now
-        servers = machines.of_kind(kind_index)
-        serving = [server.replica for server in servers if server.serves]
+        present = servers.of_kind(kind_index)
+        serving = [server.replica for server in present if server.serves]
         busy_before_s = busy_s
-        busy_s = {server.replica: core.busy_s(server.replica, now) for server in servers}
+        busy_s = {server.replica: core.busy_s(server.replica, now) for server in present}
         if scaler.metric == "outstanding_requests":
             load = float(outstanding[serving].sum())
         elif scaler.metric == "waiting_requests":
@@ -61,21 +61,21 @@ def autoscale(
         # Somebody who waits is served, however high the target.
         least = max(scaler.min_replicas, _scheduled(scaler, now), 1 if unserved else 0)
         wanted = min(max(wanted, least), scaler.max_replicas)
-        if wanted > len(servers):
-            for _ in range(wanted - len(servers)):
+        if wanted > len(present):
+            for _ in range(wanted - len(present)):
                 if order(kind_index, scaler.provisioning_s, kind.load_s):
                     changed_s = now
-        elif wanted < len(servers) and now - changed_s >= scaler.cool_down_s:
+        elif wanted < len(present) and now - changed_s >= scaler.cool_down_s:
             # First those that don't serve yet, then the emptiest.
-            servers.sort(key=lambda server: (server.serves, outstanding[server.replica], -server.replica))
-            for server in servers[: len(servers) - wanted]:
-                machines.drain(server, now)
+            present.sort(key=lambda server: (server.serves, outstanding[server.replica], -server.replica))
+            for server in present[: len(present) - wanted]:
+                servers.drain(server, now)
             changed_s = now
 
 
 def break_down(
     env: simpy.Environment,
-    machines: Machines,
+    servers: Servers,
     server: Server,
     failures: Failures,
     *,
@@ -83,12 +83,12 @@ def break_down(
     open_when_ready: Callable[[Server], None],
 ) -> ProcessGenerator:
     """A machine fails, and with it whatever it computes; after its repair it loads the model and serves again."""
-    random = _stream(machines.fleet.seed, server, 0)
+    random = _stream(servers.fleet.seed, server, 0)
     while True:
         yield env.timeout(random.exponential(failures.mtbf_s))
-        if machines.is_done_with(server):
+        if servers.is_done_with(server):
             return
-        if not machines.computes(server):
+        if not servers.computes(server):
             continue  # what doesn't run doesn't break; the time until the next failure has no memory
         die(server)
         if not math.isnan(server.drained_s):
@@ -101,26 +101,26 @@ def break_down(
 
 def be_taken_back(
     env: simpy.Environment,
-    machines: Machines,
+    servers: Servers,
     server: Server,
-    spot: Spot,
+    spot: SpotInterruptions,
     there_s: float,
     *,
     die: Callable[[Server], None],
     open_when_ready: Callable[[Server], None],
 ) -> ProcessGenerator:
     """The cloud takes a machine back, after a notice; another one replaces it."""
-    random = _stream(machines.fleet.seed, server, 1)
+    random = _stream(servers.fleet.seed, server, 1)
     yield env.timeout(there_s - env.now)
     while True:
         yield env.timeout(random.exponential(spot.mean_life_s))
-        if machines.is_done_with(server):
+        if servers.is_done_with(server):
             return
-        machines.set_serving(server, False)
+        servers.set_serving(server, False)
         there_s = env.now + spot.notice_s + spot.replacement_s
         server.ready_s = there_s + server.kind.load_s  # whatever is under repair: another machine comes
         yield env.timeout(spot.notice_s)
-        if machines.is_done_with(server):
+        if servers.is_done_with(server):
             return
         die(server)
         if not math.isnan(server.drained_s):

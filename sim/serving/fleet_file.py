@@ -20,7 +20,7 @@ from engine.batch import SchedulerConfig, vllm_scheduler
 from engine.errors import InputError
 from engine.profile.profile import Profile
 from sim.scenario.fields import explain, line_of
-from sim.serving.fleet_config import Fleet, ReplicaKind
+from sim.serving.fleet_config import Fleet, ReplicaSpec
 from sim.serving.step_table import read_step_times
 from sim.utils import paths
 from sim.utils.yaml_file import plain_values, read_mapping
@@ -77,7 +77,7 @@ def _keys_of(settings: type[BaseModel], without: set[str]) -> dict[str, Any]:
     }
 
 
-_Kind = create_model("_Kind", __config__=_STRICT, **_OWN_KEYS, **_keys_of(ReplicaKind, _NOT_IN_FILES))
+_Kind = create_model("_Kind", __config__=_STRICT, **_OWN_KEYS, **_keys_of(ReplicaSpec, _NOT_IN_FILES))
 _KINDS: dict[str, Any] = {
     "kinds": (dict[str, _Kind], Field(min_length=1, description="kinds of replicas by name"))  # type: ignore[valid-type]
 }
@@ -116,7 +116,7 @@ def load_fleet(path: str | Path, profile: Profile | None = None) -> Fleet:
         raise InputError(f"{path}: {_line(document, 'kinds')}{problem['ctx']['error']}") from None
 
 
-def _kind(name: str, given: Any, folder: Path, fallback: Profile | None) -> ReplicaKind:
+def _kind(name: str, given: Any, folder: Path, fallback: Profile | None) -> ReplicaSpec:
     if given.step_times is not None and given.profile is not None:
         raise InputError("found profile and step_times, allowed is one of them")
     profile = None
@@ -128,11 +128,11 @@ def _kind(name: str, given: Any, folder: Path, fallback: Profile | None) -> Repl
             raise InputError("found layers without step_times, allowed is to leave it out")
         profile = _profile(folder, given.profile, fallback)
         step_time, scheduler = profile.step_time_model(), profile.scheduler_config()
-    settings = {key: getattr(given, key) for key in given.model_fields_set if key in ReplicaKind.model_fields}
+    settings = {key: getattr(given, key) for key in given.model_fields_set if key in ReplicaSpec.model_fields}
     settings |= {"profile": profile, "scheduler": _policy(given, scheduler)}
     if "price_usd_per_hour" not in given.model_fields_set and profile is not None:
         settings["price_usd_per_hour"] = profile.hardware.price_usd_per_hour
-    return ReplicaKind(name=name, step_time=step_time, **settings)
+    return ReplicaSpec(name=name, step_time=step_time, **settings)
 
 
 def _policy(given: Any, of_profile: SchedulerConfig | None) -> SchedulerConfig:

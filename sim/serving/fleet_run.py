@@ -31,7 +31,7 @@ from sim.serving.replica import ReferenceReplicas
 from sim.serving.replica_native import NativeReplicas
 from sim.serving.replica_tables import REQUEST
 from sim.serving.routing import router
-from sim.serving.servers import ROLES, Machines, Server, most_machines
+from sim.serving.servers import ROLES, Server, Servers, most_servers
 
 _FINISHED, _TIMED_OUT, _REJECTED, _LOST, _OPEN = range(5)
 STREAMS = ("routing", "failures")  # the order is part of what a seed means: append only
@@ -69,19 +69,19 @@ class FleetRun:
         self.started_s = float(np.nanmin(self.arrived_s)) if self.count else 0.0
         check_span(fleet, float(np.nanmax(self.arrived_s)) - self.started_s if self.count else 0.0)
         self.env = simpy.Environment(self.started_s)
-        most = max(most_machines(fleet, self.most_replicas), 1)
+        most = max(most_servers(fleet, self.most_replicas), 1)
         native = replica_native.is_available() and not self.reference
         replicas = NativeReplicas if native else ReferenceReplicas
         prefixes = [*self.prefixes, *([()] * (len(self.rows) - self.count))] if self.prefixes else ()
         self.core = replicas(self.rows, prefixes, most, fleet.seed, self.recording)
-        self.machines = Machines(self.core, fleet, most)
+        self.servers = Servers(self.core, fleet, most)
         equal = len({kind.weight for kind in fleet.kinds}) == 1
         spawned = np.random.SeedSequence(fleet.seed).spawn(len(STREAMS))
         self.random = {
             name: np.random.default_rng(child) for name, child in zip(STREAMS, spawned, strict=True)
         }
         loads = self.core.outstanding, self.core.outstanding_tokens
-        weights = None if equal else self.machines.weights
+        weights = None if equal else self.servers.weights
         self._choose = {
             role: router(fleet.router, *loads, weights, self.prefixes, self.random["routing"])
             for role in ROLES
@@ -119,7 +119,7 @@ class FleetRun:
                 env.process(
                     autoscale(
                         env,
-                        self.machines,
+                        self.servers,
                         index,
                         kind.autoscaler,
                         pending=self.pending,
@@ -197,7 +197,7 @@ class FleetRun:
 
     def _hand_over(self, row: int, role: str) -> None:
         """To a replica of a role; to nobody yet if none serves."""
-        among = self.machines.serving[role]
+        among = self.servers.serving[role]
         now = self.env.now
         if not len(among):
             self._pending[role][row] = now
@@ -250,7 +250,7 @@ class FleetRun:
                 # Steps under way still compute it: the client's next attempt waits for their end.
                 part_left_s = self.core.cancel(part, now)
                 if part_left_s > now:
-                    self.machines.note_leaving(int(self.rows["replica"][part]), part_left_s)
+                    self.servers.note_leaving(int(self.rows["replica"][part]), part_left_s)
                     left_s = part_left_s
             self._failed(row, _TIMED_OUT, left_s)
         self._await_deadline()
@@ -318,15 +318,15 @@ class FleetRun:
         """Order a machine, which serves when it is there and has loaded the model; False if there is no room."""
         now = self.env.now
         there_s = now + provisioning_s
-        server = self.machines.order(kind_index, now, there_s + load_s)
+        server = self.servers.order(kind_index, now, there_s + load_s)
         if server is None:
             return False
         changes: Any = {"die": self.die, "open_when_ready": self.open_when_ready}
         if server.kind.failures is not None:
-            self.env.process(break_down(self.env, self.machines, server, server.kind.failures, **changes))
+            self.env.process(break_down(self.env, self.servers, server, server.kind.failures, **changes))
         if server.kind.spot is not None:
             self.env.process(
-                be_taken_back(self.env, self.machines, server, server.kind.spot, there_s, **changes)
+                be_taken_back(self.env, self.servers, server, server.kind.spot, there_s, **changes)
             )
         self.open_when_ready(server)
         return True
@@ -342,7 +342,7 @@ class FleetRun:
         """A machine begins to serve, unless it was released, or broke down or was taken back meanwhile."""
         if server.serves or not math.isnan(server.drained_s) or self.env.now < server.ready_s:
             return
-        self.machines.set_serving(server, True)
+        self.servers.set_serving(server, True)
         role = server.kind.role
         for row in list(self._pending[role]):
             self._take_aside(row)
@@ -352,7 +352,7 @@ class FleetRun:
         """A machine is gone, and with it whatever it computes: those answers break off."""
         server.failures += 1
         now = self.env.now
-        self.machines.set_serving(server, False)
+        self.servers.set_serving(server, False)
         server.left_s = now
         for part in self.core.clear(server.replica, now):
             row = part % self.count
@@ -407,4 +407,4 @@ class FleetRun:
         for name in ("scheduled_s", "first_token_s"):
             self.rows[name][: self.count][~done] = math.nan
         self.ended_s = float(self.left_s.max()) if self.count else self.started_s
-        self.machines.settle(self.ended_s)
+        self.servers.settle(self.ended_s)

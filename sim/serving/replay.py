@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.step_time import StepTimeModel
-from sim.serving.fleet_config import ROUTERS, Fleet, ReplicaKind
+from sim.serving.fleet_config import ROUTERS, Fleet, ReplicaSpec
 from sim.serving.fleet_run import FleetRun
 from sim.serving.replica_tables import STATUSES
 from sim.workload.requests import check_requests
@@ -45,7 +45,7 @@ class ReplayStats:
     events: Floats  # runs of unchanged steps that they were simulated in
     up_s: Floats  # paid for
     records: pd.DataFrame | None = None  # every run of steps, if asked for (see `sim.serving.timeline`)
-    kinds: tuple[ReplicaKind, ...] = field(default=(), repr=False)  # of each replica
+    kinds: tuple[ReplicaSpec, ...] = field(default=(), repr=False)  # of each replica
 
     @property
     def duration_s(self) -> float:
@@ -117,7 +117,7 @@ def replay_with_stats(
     if router not in ROUTERS:
         raise InputError(f"router: found {router!r}, allowed are {', '.join(ROUTERS)}")
     try:
-        kind = ReplicaKind(
+        kind = ReplicaSpec(
             step_time=step_time, scheduler=scheduler or SchedulerConfig(), replicas=int(replicas)
         )
     except ValidationError as error:
@@ -176,14 +176,14 @@ def _frame(run: FleetRun) -> pd.DataFrame:
 
 
 def _stats(run: FleetRun) -> ReplayStats:
-    up_s = run.machines.paid_s()
+    up_s = run.servers.paid_s()
     replicas = len(up_s)
     counts = run.core.counts[:replicas]
     names = (
         "busy_s", "batch_time_s", "kv_block_time_s", "prefill_tokens", "decode_tokens", "attention_pairs",
         "context_tokens", "steps", "events",
     )  # fmt: skip
-    kinds = {server.replica: server.kind for server in run.machines.servers}
+    kinds = {server.replica: server.kind for server in run.servers.servers}
     return ReplayStats(
         started_s=run.started_s,
         ended_s=run.ended_s,

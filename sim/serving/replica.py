@@ -21,7 +21,7 @@ from engine.scheduler import QueueFullError, Scheduler
 from sim.serving.replica_tables import COUNTS, STEP_RECORD
 
 if TYPE_CHECKING:
-    from sim.serving.fleet_config import ReplicaKind
+    from sim.serving.fleet_config import ReplicaSpec
 
 LONGEST_SUMMED_JUMP = 32  # steps; summing more would be wasted when an arrival cuts the jump
 _MASK = 2**64 - 1
@@ -49,12 +49,12 @@ class ReferenceReplicas:
         self.outstanding = np.zeros(most_replicas, np.int64)
         self.outstanding_tokens = np.zeros(most_replicas, np.int64)
         self.finished: list[int] = []
-        self._replicas: list[_Replica] = []
+        self._replicas: list[Replica] = []
         self._records: list[tuple[Any, ...]] | None = [] if recording else None
 
-    def add_replica(self, kind: ReplicaKind, now_s: float) -> int:
+    def add_replica(self, kind: ReplicaSpec, now_s: float) -> int:
         """A new replica, empty; its number."""
-        self._replicas.append(_Replica(self, len(self._replicas), kind, now_s))
+        self._replicas.append(Replica(self, len(self._replicas), kind, now_s))
         return len(self._replicas) - 1
 
     def deliver(self, replica: int, row: int, now_s: float) -> bool:
@@ -112,10 +112,10 @@ class ReferenceReplicas:
             self._records.append(record)
 
 
-class _Replica:
+class Replica:
     """One serving process: between two steps (`ends_s` None), or in a run of unchanged ones."""
 
-    def __init__(self, all_: ReferenceReplicas, index: int, kind: ReplicaKind, now_s: float) -> None:
+    def __init__(self, all_: ReferenceReplicas, index: int, kind: ReplicaSpec, now_s: float) -> None:
         self.all, self.index, self.kind, self.times = all_, index, kind, kind.step_time
         self.scheduler = Scheduler(kind.scheduler)
         self.requests: dict[int, Request] = {}

@@ -24,7 +24,7 @@ from sim.serving.replica import LONGEST_SUMMED_JUMP
 from sim.serving.replica_tables import COUNTS, STEP_RECORD
 
 if TYPE_CHECKING:
-    from sim.serving.fleet_config import ReplicaKind
+    from sim.serving.fleet_config import ReplicaSpec
 
 _SOURCE = Path(__file__).parent / "c" / "fleet.c"
 # No contraction, no reordering: sums round as Python's do, on every machine.
@@ -105,7 +105,7 @@ class NativeReplicas:
         self._has_prefixes = bool(prefixes)
         self._contents = _numbered(requests, prefixes)
         self._kinds: dict[
-            int, tuple[ReplicaKind, _Kind, list[Any]]
+            int, tuple[ReplicaSpec, _Kind, list[Any]]
         ] = {}  # by id; what C points to must live on
         self._failure: BaseException | None = None  # of a step-time model in Python
         arrays = (self.requests, self._contents, self.counts, self._next_s, self.outstanding)
@@ -120,7 +120,7 @@ class NativeReplicas:
             self._c.fleet_free(self._fleet, len(self.requests))
             self._fleet = None
 
-    def add_replica(self, kind: ReplicaKind, now_s: float) -> int:
+    def add_replica(self, kind: ReplicaSpec, now_s: float) -> int:
         """See `ReferenceReplicas.add_replica`."""
         if id(kind) not in self._kinds:
             self._kinds[id(kind)] = (kind, *self._prepared(kind))
@@ -185,7 +185,7 @@ class NativeReplicas:
         if error:
             raise MemoryError("no memory for the replicas")
 
-    def _prepared(self, kind: ReplicaKind) -> tuple[_Kind, list[Any]]:
+    def _prepared(self, kind: ReplicaSpec) -> tuple[_Kind, list[Any]]:
         config, times = kind.scheduler, kind.step_time
         prepared = _Kind(
             max_running=config.max_running_requests,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError
-from sim.serving.fleet_config import Fleet, ReplicaKind
+from sim.serving.fleet_config import Fleet, ReplicaSpec
 from sim.serving.replica import ReferenceReplicas
 from sim.serving.replica_native import NativeReplicas
 
@@ -26,7 +26,7 @@ class Server:
     """One machine of the fleet, from its order to its release."""
 
     replica: int  # its number among the replicas; a machine that comes back after a failure keeps it
-    kind: ReplicaKind
+    kind: ReplicaSpec
     kind_index: int
     nth: int  # of its kind
     ordered_s: float
@@ -40,7 +40,7 @@ class Server:
     failures: int = 0
 
 
-class Machines:
+class Servers:
     """All machines of a fleet, and which serve now.
 
     Attributes:
@@ -157,7 +157,7 @@ class Machines:
             server.away_s = math.nan
 
 
-def most_machines(fleet: Fleet, most_replicas: int = 0) -> int:
+def most_servers(fleet: Fleet, most_replicas: int = 0) -> int:
     """Machines that may exist at once, those included that are still emptying.
 
     Raises:

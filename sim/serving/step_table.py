@@ -35,7 +35,7 @@ from engine.errors import InputError
 from engine.models.catalog import find_model
 
 
-class Line:
+class PiecewiseLinear:
     """A function of one number, linear between its knots, constant below the first, straight on above the last.
 
     Its slope above the last knot is that from half as far to there, not that of the last two knots alone, which may
@@ -141,7 +141,7 @@ class TableStepTime:
     Its parts, in seconds: `dense` by packed tokens, `per_request` by requests, `prefill` by chunk and context.
     """
 
-    def __init__(self, dense: Line, per_request: Line, attention: Points) -> None:
+    def __init__(self, dense: PiecewiseLinear, per_request: PiecewiseLinear, attention: Points) -> None:
         """All in seconds. `attention` holds points of chunks alone, of decodes alone, and maybe of both.
 
         Raises:
@@ -154,7 +154,7 @@ class TableStepTime:
         self._launch_s = max(0.0, min(prefill.values()))
         self._batches, self._contexts = _axes(decode)
         self._decode = [[decode[n, d] for d in self._contexts] for n in self._batches]
-        self._decode_lines: dict[int, Line] = {}
+        self._decode_lines: dict[int, PiecewiseLinear] = {}
         both = {
             point: t - prefill[point[:2]] - decode[point[2:]]
             for point, t in attention.items()
@@ -190,12 +190,14 @@ class TableStepTime:
         once = self.dense(batch) + self.per_request(batch)
         return steps * once + self._decode_line(batch).sum(context_sum / batch, steps)
 
-    def _decode_line(self, batch: int) -> Line:
+    def _decode_line(self, batch: int) -> PiecewiseLinear:
         """Attention of a batch as a function of its mean context."""
         line = self._decode_lines.get(batch)
         if line is None:
             columns = zip(*self._decode, strict=True)
-            line = Line(self._contexts, [Line(self._batches, column)(batch) for column in columns])
+            line = PiecewiseLinear(
+                self._contexts, [PiecewiseLinear(self._batches, column)(batch) for column in columns]
+            )
             self._decode_lines[batch] = line
         return line
 
@@ -288,9 +290,9 @@ def from_steps(steps: pd.DataFrame) -> TableStepTime:
         rest = t - attention.get((c, k, True), 0.0) - attention.get((n, d, False), 0.0)
         by_tokens.setdefault(c + n, []).append(rest)
     tokens = sorted(by_tokens)
-    dense = Line(tokens, [float(np.mean(by_tokens[count])) for count in tokens])
+    dense = PiecewiseLinear(tokens, [float(np.mean(by_tokens[count])) for count in tokens])
     rests: dict[tuple[float, ...], float] = {p: t - dense(p[0] + p[2]) for p, t in known.items()}
-    return TableStepTime(dense, Line([1.0], [0.0]), rests)
+    return TableStepTime(dense, PiecewiseLinear([1.0], [0.0]), rests)
 
 
 def _without_absent(points: Points) -> dict[tuple[float, ...], float]:
@@ -321,7 +323,7 @@ def _complete(points: dict[tuple[float, ...], float], what: str) -> dict[tuple[f
     return kept
 
 
-def _added(table: pd.DataFrame, amount: str, times: Mapping[str, int], name: str) -> Line:
+def _added(table: pd.DataFrame, amount: str, times: Mapping[str, int], name: str) -> PiecewiseLinear:
     """Seconds of all layers of a table by their tokens or sequences, each counted so many times (1 if not said)."""
     knots = sorted({float(count) for count in table[amount]})
     total = np.zeros(len(knots))
@@ -330,7 +332,7 @@ def _added(table: pd.DataFrame, amount: str, times: Mapping[str, int], name: str
         if rows[amount].tolist() != knots:
             raise InputError(f"{name}: layer {layer}: {amount} differ from those of the other layers")
         total += times.get(str(layer), 1) * rows["time_us"].to_numpy(dtype=float) * 1e-6
-    return Line(knots, total.tolist())
+    return PiecewiseLinear(knots, total.tolist())
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:

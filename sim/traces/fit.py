@@ -29,7 +29,7 @@ from ruamel.yaml.error import YAMLError
 from engine.errors import InputError
 from engine.utils.files import write_atomically
 from sim.traces.fit_arrivals import ArrivalFit, fit_arrivals
-from sim.traces.fit_quality import Quality, compare, ks_distance, rank_correlation
+from sim.traces.fit_quality import FitQuality, compare, ks_distance, rank_correlation
 from sim.workload.arrivals import GammaRenewal, GapTable, MarkovModulated, Process
 from sim.workload.generate import generate
 from sim.workload.requests import check_requests
@@ -115,7 +115,7 @@ class FittedWorkload(_Part):
     duration_s: float = Field(gt=0)
     arrivals: FittedArrivals
     classes: tuple[FittedClass, ...] = Field(min_length=1)
-    quality: Quality | None = None
+    quality: FitQuality | None = None
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> FittedWorkload:

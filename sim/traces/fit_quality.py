@@ -27,7 +27,7 @@ _PROMPT_WORK = 0.1  # output tokens that a prompt token is as much work as
 FloatArray = NDArray[np.float64]
 
 
-class Comparison(BaseModel):
+class FitComparison(BaseModel):
     """One measure of the trace and of what is generated; `ks` is the largest difference of their distributions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,18 +66,18 @@ class Waits(BaseModel):
     generated_p95: float
 
 
-class Quality(BaseModel):
+class FitQuality(BaseModel):
     """How well a generator fits its trace."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    distributions: tuple[Comparison, ...]  # gap_s, prompt_tokens, output_tokens
+    distributions: tuple[FitComparison, ...]  # gap_s, prompt_tokens, output_tokens
     dispersion: tuple[Pair, ...]  # of counts, by window
     waits: tuple[Waits, ...]  # by load
     rank_correlation: Pair  # of prompt and output
 
 
-def compare(trace: pd.DataFrame, generated: list[pd.DataFrame]) -> Quality:
+def compare(trace: pd.DataFrame, generated: list[pd.DataFrame]) -> FitQuality:
     """Measures of a trace and of frames generated to be like it, each as long as the trace or shorter.
 
     Distributions are pooled over the frames; of dispersions the mean is taken, of waiting times the median.
@@ -100,7 +100,7 @@ def compare(trace: pd.DataFrame, generated: list[pd.DataFrame]) -> Quality:
         )
         for window_s in windows
     ]
-    return Quality(
+    return FitQuality(
         distributions=tuple(distributions),
         dispersion=tuple(dispersion),
         waits=tuple(_felt(trace, generated, load) for load in LOADS),
@@ -126,8 +126,8 @@ def rank_correlation(requests: pd.DataFrame) -> float:
     return 0.0 if math.isnan(found) else float(found)
 
 
-def _comparison(what: str, trace: ArrayLike, generated: ArrayLike) -> Comparison:
-    return Comparison(
+def _comparison(what: str, trace: ArrayLike, generated: ArrayLike) -> FitComparison:
+    return FitComparison(
         what=what,
         ks=ks_distance(trace, generated),
         trace=_summary(np.asarray(trace, dtype=np.float64)),

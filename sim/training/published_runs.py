@@ -116,7 +116,7 @@ class ReferenceFile(_Part):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """A computed quantity beside the published one."""
 
     case: str
@@ -199,13 +199,13 @@ def compute(run: PublishedRun) -> dict[str, float]:
     }
 
 
-def compare(file: ReferenceFile) -> list[Comparison]:
+def compare(file: ReferenceFile) -> list[RunComparison]:
     """Every published quantity of runs and sizes beside the computed one."""
     rows = []
     for run in file.runs.values():
         found = compute(run)
         rows += [
-            Comparison(run.title, quantity, found[quantity], value, quantity in run.inferred_from)
+            RunComparison(run.title, quantity, found[quantity], value, quantity in run.inferred_from)
             for quantity, value in run.published.items()
         ]
     for size in file.sizes.values():
@@ -213,7 +213,7 @@ def compare(file: ReferenceFile) -> list[Comparison]:
             ("weights_gib", WEIGHT_BYTES * size.parameters / GIB, size.weights_gib),
             ("checkpoint_gib", checkpoint_bytes(size.parameters) / GIB, size.checkpoint_gib),
         ):
-            rows.append(Comparison(size.title, quantity, computed, value, False))
+            rows.append(RunComparison(size.title, quantity, computed, value, False))
     return rows
 
 

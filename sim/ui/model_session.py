@@ -48,7 +48,7 @@ class Choice:
 
 
 @dataclass
-class Answer:
+class ModelAnswer:
     """An answer as it comes; the page reads it while the engine's thread writes. Times are `time.perf_counter`'s."""
 
     choice: Choice
@@ -93,7 +93,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Look:
+class PromptInspection:
     """What the model makes of a prompt: tokens, attention of one layer, next tokens, loss."""
 
     labels: list[str]
@@ -104,7 +104,7 @@ class Look:
 
 
 @dataclass
-class Room:
+class ModelSession:
     """The one model that this server has loaded; to be used by one thread at a time."""
 
     _loaded: tuple[Choice, LLM] | None = None
@@ -126,8 +126,8 @@ class Room:
             return Profile.load(path)
 
     def answer(
-        self, answer: Answer, chat: bool, max_tokens: int, temperature: float, seed: int, tell: Tell
-    ) -> Answer:
+        self, answer: ModelAnswer, chat: bool, max_tokens: int, temperature: float, seed: int, tell: Tell
+    ) -> ModelAnswer:
         """Let the model answer `answer.asked`, filling `answer` token by token.
 
         Raises:
@@ -156,9 +156,9 @@ class Room:
             outputs.close()  # type: ignore[attr-defined]
         return answer
 
-    def look(
+    def inspect(
         self, choice: Choice, text: str, chat: bool, layer: int, count: int, temperature: float, tell: Tell
-    ) -> Look:
+    ) -> PromptInspection:
         """Attention, next tokens and loss of a text.
 
         Raises:
@@ -170,7 +170,7 @@ class Room:
         tell(0.5, _ANSWERING)
         tokens = _tokens(llm, text, chat)
         layer = min(layer, llm.shape.layers - 1)  # of a model with fewer than the last one on the page
-        return Look(
+        return PromptInspection(
             labels=[token_text(llm, token) for token in tokens],
             weights=attention_weights(llm, tokens, layer),
             layers=llm.shape.layers,
@@ -195,9 +195,9 @@ class Room:
 
 
 @st.cache_resource(show_spinner=False)
-def room() -> Room:
-    """The one room of this server."""
-    return Room()
+def model_session() -> ModelSession:
+    """The session of this server; there is one."""
+    return ModelSession()
 
 
 def _tokens(llm: LLM, text: str, chat: bool) -> list[int]:

@@ -28,7 +28,7 @@ _PATIENCE_S = 0.8  # a run with a known capacity surface takes less: no progress
 
 
 @dataclass(frozen=True)
-class Lever:
+class SidebarLever:
     """A number of the scenario that can be changed in the sidebar."""
 
     name: str  # in the URL
@@ -45,21 +45,21 @@ class Lever:
 
 
 LEVERS = (
-    Lever(
+    SidebarLever(
         "price_in",
         "market.price_usd_per_mtok_prompt",
         mark("Price of prompt tokens"),
         mark("USD per million"),
         0.01,
     ),
-    Lever(
+    SidebarLever(
         "price_out",
         "market.price_usd_per_mtok_output",
         mark("Price of output tokens"),
         mark("USD per million"),
         0.05,
     ),
-    Lever(
+    SidebarLever(
         "marketing",
         "market.marketing_usd_per_month",
         mark("Marketing"),
@@ -67,18 +67,20 @@ LEVERS = (
         1000.0,
         format="%.0f",
     ),
-    Lever(
+    SidebarLever(
         "machine",
         "deployment.replica_price_usd_per_hour",
         mark("Price of a machine"),
         mark("USD per hour"),
         0.01,
     ),
-    Lever("headroom", "deployment.headroom", mark("Fleet headroom"), mark("% above demand"), 5.0, 0.01),
-    Lever(
+    SidebarLever(
+        "headroom", "deployment.headroom", mark("Fleet headroom"), mark("% above demand"), 5.0, 0.01
+    ),
+    SidebarLever(
         "reserved", "deployment.reserved_share", mark("Reserved machines"), mark("% of mean fleet"), 5.0, 0.01
     ),
-    Lever(
+    SidebarLever(
         "train_tokens",
         "training.replay_tokens",
         mark("Training size"),
@@ -86,9 +88,11 @@ LEVERS = (
         10.0,
         1e9,
     ),
-    Lever("cadence", "training.cadence_months", mark("Time between runs"), mark("months"), 1.0),
-    Lever("cash", "finance.initial_cash_usd", mark("Cash at the start"), "USD", 50_000.0, format="%.0f"),
-    Lever("months", "horizon_months", mark("Horizon"), mark("months"), 6.0, format="%.0f"),
+    SidebarLever("cadence", "training.cadence_months", mark("Time between runs"), mark("months"), 1.0),
+    SidebarLever(
+        "cash", "finance.initial_cash_usd", mark("Cash at the start"), "USD", 50_000.0, format="%.0f"
+    ),
+    SidebarLever("months", "horizon_months", mark("Horizon"), mark("months"), 6.0, format="%.0f"),
 )
 LEVER_OF = {lever.key: lever for lever in LEVERS}
 
@@ -200,7 +204,7 @@ def run_on_show() -> Result:
     return shown
 
 
-def _lever(lever: Lever, value: float | None, field: FieldInfo) -> float | int | None:
+def _lever(lever: SidebarLever, value: float | None, field: FieldInfo) -> float | int | None:
     """One number input; gives the value in the scenario's unit, None where the profile's own is meant."""
     low, high = _bounds(field, lever.scale)
     whole = isinstance(value, int) and lever.scale == 1

@@ -5,10 +5,10 @@ averages out. Common are
 
 - the coefficients' own errors: their covariance from the fit;
 - what the model misses of a step: a step of that size is missed the same way each time. The fit shows how much by
-  its scatter (`Uncertainty.relative_sd`: each point of the grid is a median of repeats, so little of that is noise).
-  It bends the ramp over packed tokens by a factor at each knot, alike at knots that are close (a Gaussian process over
-  log₂ tokens, correlation exp(−distance / 2): a model discrepancy as in Kennedy & O'Hagan 2001), and moves the other
-  coefficients by as much;
+  its scatter (`StepTimeUncertainty.relative_sd`: each point of the grid is a median of repeats, so little of that is
+  noise). It bends the ramp over packed tokens by a factor at each knot, alike at knots that are close (a Gaussian
+  process over log₂ tokens, correlation exp(−distance / 2): a model discrepancy as in Kennedy & O'Hagan 2001), and
+  moves the other coefficients by as much;
 - the machine: as fast as it was when measured, give or take `run_sd` for a run as a whole.
 
 Together they are a normal distribution over the coefficients, in the order of `step_time.basis`, times a
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.profile.profile import Profile
-from engine.profile.step_time import RooflineStepTime, Uncertainty
+from engine.profile.step_time import RooflineStepTime, StepTimeUncertainty
 
 FloatArray = NDArray[np.float64]
 
@@ -125,7 +125,9 @@ def coefficients(times: RooflineStepTime) -> FloatArray:
 
 
 def with_coefficients(
-    times: RooflineStepTime, values: Sequence[float] | FloatArray, uncertainty: Uncertainty | None = None
+    times: RooflineStepTime,
+    values: Sequence[float] | FloatArray,
+    uncertainty: StepTimeUncertainty | None = None,
 ) -> RooflineStepTime:
     """A model with the knots of `times` and these coefficients, ≥ 0, in the order of `step_time.basis`."""
     numbers = [float(value) for value in values]
@@ -143,13 +145,13 @@ def with_coefficients(
     )
 
 
-def uncertainty_from(covariance: FloatArray, relative_sd: float) -> Uncertainty:
+def uncertainty_from(covariance: FloatArray, relative_sd: float) -> StepTimeUncertainty:
     """A covariance [k, k] as a profile's file keeps it."""
     errors = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     active = np.flatnonzero(errors > 0)
     correlation = covariance[np.ix_(active, active)] / np.outer(errors[active], errors[active])
     correlation = np.clip(correlation, -1.0, 1.0)
-    return Uncertainty(
+    return StepTimeUncertainty(
         relative_sd=relative_sd,
         active=tuple(int(i) for i in active),
         standard_errors=tuple(float(error) for error in errors[active]),
@@ -159,7 +161,7 @@ def uncertainty_from(covariance: FloatArray, relative_sd: float) -> Uncertainty:
     )
 
 
-def _covariance(times: RooflineStepTime, known: Uncertainty) -> FloatArray:
+def _covariance(times: RooflineStepTime, known: StepTimeUncertainty) -> FloatArray:
     size, active = len(coefficients(times)), list(known.active)
     correlation = np.eye(len(active))
     for i, row in enumerate(known.correlations_plus_one, start=1):

@@ -26,7 +26,7 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 from engine.models.catalog import find_model
-from engine.prediction.engine_efficiency import ENGINES, FITTED_FILE, Deployment, closed_loop, work
+from engine.prediction.engine_efficiency import ENGINES, FITTED_FILE, EngineDeployment, closed_loop, work
 from engine.profile.hardware import lookup
 from tests.helpers.places import SHARED
 
@@ -116,7 +116,7 @@ def read_rows(path: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     share = np.where(rows.private, 1.0, LENGTH_SHARE)
     terms = [
         work(
-            Deployment(
+            EngineDeployment(
                 find_model(row.model), lookup(SYSTEMS[row.system]), row.precision, row.gpus,
                 row.data_parallel, row.expert_parallel,
             ),

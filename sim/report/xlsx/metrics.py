@@ -15,7 +15,7 @@ from sim.accounting import saas_metrics
 from sim.company.monthly_table import SERVING_ACCOUNTS, TRAINING_ACCOUNTS
 from sim.i18n.translate import mark, tr
 from sim.report.xlsx.statements import Sheets
-from sim.report.xlsx.workbook import Book, Line, MonthSheet
+from sim.report.xlsx.workbook import Book, MonthSheet, SheetLine
 
 if TYPE_CHECKING:
     from sim.company.simulate import Result
@@ -75,12 +75,12 @@ def write_metrics(book: Book, result: Result, sheets: Sheets) -> MonthSheet:
     values = {name: table[name].to_numpy(dtype=np.float64) for name in table.columns if name != "month"}
     values |= _helpers(result)
     for name, (label, unit, style) in _LINES.items():
-        line = Line(
+        line = SheetLine(
             name, tr(label), list(values[name]), unit=tr(unit), style=style, monthly=formulas.get(name)
         )
         sheet.write(line, total=name in _BOLD)
     for name in rest:  # the name in the monthly table, which carries the unit
-        sheet.write(Line(name, name, list(values[name]), style=_style(name)))
+        sheet.write(SheetLine(name, name, list(values[name]), style=_style(name)))
     sheet.finish()
     sheet.sheet.set_column(1, 1, 24)
     return sheet

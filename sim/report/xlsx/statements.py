@@ -18,7 +18,7 @@ from xlsxwriter.utility import quote_sheetname, xl_col_to_name
 from sim.accounting.labels import STATEMENTS, TOTALS, by_year, line_label, used
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.i18n.translate import tr
-from sim.report.xlsx.workbook import HEAD_ROW, Book, Line, MonthSheet
+from sim.report.xlsx.workbook import HEAD_ROW, Book, MonthSheet, SheetLine
 
 if TYPE_CHECKING:
     from sim.company.simulate import Result
@@ -113,7 +113,7 @@ def _write_income(sheets: Sheets, frame: pd.DataFrame, chart: Mapping[str, str])
     ):
         revenue = row["total_revenue"]
         sheet.write(
-            Line(
+            SheetLine(
                 name,
                 label,
                 _ratio(frame[above], frame["total_revenue"]),
@@ -216,7 +216,7 @@ def _write_lines(
 ) -> None:
     """Every line of a statement: formulas of the column or the month where there are some, else numbers."""
     for name in _names(frame):
-        line = Line(
+        line = SheetLine(
             name,
             line_label(name),
             list(frame[name]),
@@ -230,7 +230,7 @@ def _write_lines(
 
 def _write_check(sheet: MonthSheet, label: str, formula: str) -> None:
     nothing = [0.0] * len(sheet.months), [0.0] * len(sheet.years)
-    sheet.write(Line("check", label, *nothing, style="number", vertical=_vertical(formula)))
+    sheet.write(SheetLine("check", label, *nothing, style="number", vertical=_vertical(formula)))
     row = sheet.row["check"]
     alarm = {
         "type": "cell",

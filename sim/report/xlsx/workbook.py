@@ -121,7 +121,7 @@ class Book:
 
 
 @dataclass(frozen=True)
-class Line:
+class SheetLine:
     """A line of a sheet of months.
 
     Its cells are formulas of their own column (`vertical`: letter of the column → formula, in months and years
@@ -187,7 +187,7 @@ class MonthSheet:
         row = HEAD_ROW + 1
         return f"{self._quoted}!{self.letter(0)}{row}:{self.letter(len(self.months) - 1)}{row}"
 
-    def write(self, line: Line, total: bool = False) -> None:
+    def write(self, line: SheetLine, total: bool = False) -> None:
         """Write a line into its row."""
         row, style = self.row[line.name], f"{line.style}{'_total' if total else ''}"
         self.book.text(self.sheet, row, 0, line.label, "bold" if total else "plain")
@@ -222,7 +222,7 @@ class MonthSheet:
         self.book.finish(self.sheet, HEAD_ROW + 1, self._first_month if self.years else 2, breaks=breaks)
         self.sheet.repeat_columns(0, 0)
 
-    def _year_formula(self, line: Line, index: int) -> str:
+    def _year_formula(self, line: SheetLine, index: int) -> str:
         inside = [month for month, label in enumerate(self.months) if label[:4] == self.years[index]]
         first, last = (f"{self.letter(month)}{self.row[line.name] + 1}" for month in (inside[0], inside[-1]))
         return {"sum": f"=SUM({first}:{last})", "last": f"={last}", "first": f"={first}"}[line.yearly]

@@ -41,7 +41,7 @@ class Spot(Section):
     )
 
 
-class Generation(Section):
+class HardwareGeneration(Section):
     """A kind of serving machine that comes to market during the run."""
 
     month: int = quantity(12, "month of the run, 0 is the first", "when it can be had", ge=0, le=600)
@@ -184,7 +184,7 @@ class Deployment(Section):
         json_schema_extra={"optional": True},
     )
     spot: Spot | None = option(None, "section", "cheap machines that may be taken back; null: none")
-    generations: dict[str, Generation] = Field(
+    generations: dict[str, HardwareGeneration] = Field(
         default_factory=dict,
         description="machines that come to market, by name; the cheapest per request is taken at each renewal",
         json_schema_extra={"optional": True},

@@ -41,7 +41,7 @@ class Contract(Section):
     commission_share: float = fraction(0.0, "of the first year's fees and minimum, paid to sales at signing")
 
 
-class FineTuning(Section):
+class FineTuningService(Section):
     """Customers' own models, tuned by the company and billed by the token trained. Not recurring revenue."""
 
     mtok_per_month: float = quantity(
@@ -101,7 +101,9 @@ class Plan(Section):
     trial: Trial | None = Field(default=None, description="unpaid start of a paying plan; null: none")
     seats: Seats | None = Field(default=None, description="the fee is per seat; null: per customer")
     contract: Contract | None = Field(default=None, description="committed term; null: month to month")
-    fine_tuning: FineTuning | None = Field(default=None, description="tuning billed by the token; null: none")
+    fine_tuning: FineTuningService | None = Field(
+        default=None, description="tuning billed by the token; null: none"
+    )
 
 
 MAIN_SEGMENT = "main"  # how tables call the segment that the keys of `market` itself describe

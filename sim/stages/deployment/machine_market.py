@@ -30,7 +30,7 @@ _TIMES = ("ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "tpot_p95_s", "e2e_p95_s")
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineOffer:
     """A serving machine: one replica's capacity, and its price in its first month."""
 
     name: str
@@ -46,7 +46,7 @@ class Machine:
         return self.usd_per_h * (1 - world.scenario.deployment.price_decline_per_year) ** years
 
 
-def machines(world: World) -> list[Machine]:
+def machines(world: World) -> list[MachineOffer]:
     """The measured machine, then those that come to market; speeds are those of the served format."""
     deployment = world.scenario.deployment
     price = deployment.replica_price_usd_per_hour
@@ -59,12 +59,12 @@ def machines(world: World) -> list[Machine]:
         for name, new in deployment.generations.items()
     ]
     return [
-        Machine(name, month, speed, usd, power, faster(world.surface, speed * format_speed))
+        MachineOffer(name, month, speed, usd, power, faster(world.surface, speed * format_speed))
         for name, month, speed, usd, power in known
     ]
 
 
-def best(world: World, known: list[Machine]) -> Machine:
+def best(world: World, known: list[MachineOffer]) -> MachineOffer:
     """The machine with the lowest price per request among those that can be had this month; the older on a tie."""
     there = [machine for machine in known if machine.month <= world.month]
     return min(there, key=lambda machine: machine.price(world) / machine.speed)

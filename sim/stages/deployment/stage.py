@@ -18,7 +18,7 @@ from sim.accounting.ledger import HOURS_PER_MONTH
 from sim.scenario.schema.deployment import MOST_REGIONS, Region
 from sim.stages.deployment import outages, rollout
 from sim.stages.deployment.fleet_week import HOURS_PER_WEEK, SpotMarket, Week, serve_week, together
-from sim.stages.deployment.machine_market import Machine, best, machines, scarce_months
+from sim.stages.deployment.machine_market import MachineOffer, best, machines, scarce_months
 from sim.stages.deployment.outages import OutageMonth
 from sim.stages.payments import buy
 from sim.stages.world import CLOSING_HOUR, SERVING_HOUR, FloatArray, Service, World
@@ -30,13 +30,13 @@ FLEET_COLUMNS = ("demand_rps", "replicas_reserved", "replicas_on_demand", "utili
 
 
 @dataclass
-class Fleet:
+class FleetState:
     """What binds the fleet over the months: its machines, and what is reserved in each region."""
 
     regions: list[Region]
     shares: list[float]  # of the traffic, by region
-    known: list[Machine]
-    machine: Machine
+    known: list[MachineOffer]
+    machine: MachineOffer
     reserved: list[float] = field(default_factory=list)
     reserved_factor: float = 1.0  # on the price, when reserved in a shortage
 
@@ -79,7 +79,7 @@ def roll_out(world: World) -> ProcessGenerator:
         yield from rollout.bring(world, version)
 
 
-def _open(world: World) -> Fleet:
+def _open(world: World) -> FleetState:
     """The fleet before its first month."""
     deployment = world.scenario.deployment
     world.live = rollout.served(world, world.live)
@@ -88,12 +88,12 @@ def _open(world: World) -> Fleet:
     regions = list(deployment.regions.values()) or [Region(min_replicas=deployment.min_replicas)]
     parts = sum(region.share for region in regions)
     known = machines(world)
-    fleet = Fleet(regions, [region.share / parts for region in regions], known, known[0])
+    fleet = FleetState(regions, [region.share / parts for region in regions], known, known[0])
     world.spare.output_tokens_per_h = _output_tokens_per_h(world, fleet.machine)
     return fleet
 
 
-def _renew(world: World, fleet: Fleet) -> None:
+def _renew(world: World, fleet: FleetState) -> None:
     """Choose the machine and reserve a share of each region's mean fleet until the next renewal."""
     deployment = world.scenario.deployment
     machine = best(world, fleet.known)
@@ -111,7 +111,7 @@ def _renew(world: World, fleet: Fleet) -> None:
     )
 
 
-def _demand(world: World, fleet: Fleet, noise: FloatArray | None) -> list[FloatArray]:
+def _demand(world: World, fleet: FleetState, noise: FloatArray | None) -> list[FloatArray]:
     """Requests per second by hour of the week [168] of each region; without noise what is expected."""
     sigma = world.scenario.market.demand_noise
     demand = []
@@ -125,7 +125,7 @@ def _demand(world: World, fleet: Fleet, noise: FloatArray | None) -> list[FloatA
     return demand
 
 
-def _serve(world: World, fleet: Fleet, noise: FloatArray, spot_luck: FloatArray) -> list[Week]:
+def _serve(world: World, fleet: FleetState, noise: FloatArray, spot_luck: FloatArray) -> list[Week]:
     """Each region's week."""
     deployment = world.scenario.deployment
     shortage = deployment.shortage if world.is_scarce else None
@@ -150,7 +150,7 @@ def _serve(world: World, fleet: Fleet, noise: FloatArray, spot_luck: FloatArray)
     return weeks
 
 
-def _prices(world: World, fleet: Fleet, weeks: list[Week]) -> dict[str, tuple[str, float]]:
+def _prices(world: World, fleet: FleetState, weeks: list[Week]) -> dict[str, tuple[str, float]]:
     """What the month's machines cost: {memo: (account, USD)}; tells other work what idle machines cost."""
     deployment = world.scenario.deployment
     price = fleet.machine.price(world)
@@ -184,7 +184,7 @@ def _scarcity_factor(world: World) -> float:
     return shortage.price_factor if shortage is not None and world.is_scarce else 1.0
 
 
-def _output_tokens_per_h(world: World, machine: Machine) -> float:
+def _output_tokens_per_h(world: World, machine: MachineOffer) -> float:
     return machine.surface.saturation_rps * world.surface.output_tokens_mean * 3600
 
 
@@ -212,7 +212,7 @@ def _request_tokens(world: World) -> float:
     return world.surface.prompt_tokens_mean + world.surface.output_tokens_mean
 
 
-def _record(world: World, machine: Machine, week: Week, outage: OutageMonth) -> None:
+def _record(world: World, machine: MachineOffer, week: Week, outage: OutageMonth) -> None:
     surface, hardware = world.surface, world.profile.hardware
     served = float(week.served_rps.mean()) * SECONDS_PER_MONTH
     world.record("requests_asked", float(week.demand_rps.mean()) * SECONDS_PER_MONTH)

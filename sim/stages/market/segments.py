@@ -79,7 +79,7 @@ def marketed_signups(segment: Segment, spend_usd: float) -> float:
     return most * spend_usd / (spend_usd + most * segment.signup_cost_usd)
 
 
-def feel(customers: Customers, quality: float, offer: Offer) -> float:
+def perceived_advantage(customers: Customers, quality: float, offer: Offer) -> float:
     """The quality advantage that customers feel this month: a change takes time to be believed."""
     now = quality - offer.quality
     memory = customers.segment.quality_memory_months
@@ -133,7 +133,7 @@ def sign_up(world: World, customers: Customers, month: int, spend_usd: float, of
         world.record_plan(book.key, "new", book.joined)
 
 
-def ask(world: World, customers: Customers, month: int, offer: Offer) -> float:
+def request_usage(world: World, customers: Customers, month: int, offer: Offer) -> float:
     """Let everybody ask for this month's usage; gives the requests that the fleet sees, in mean ones."""
     segment = customers.segment
     price = token_price(world, segment, offer)
@@ -157,7 +157,7 @@ def token_price(world: World, segment: Segment, offer: Offer) -> float:
     return own * price_factor(segment, offer.price_usd_per_mtok)
 
 
-def lose(world: World, customers: Customers, month: int, offer: Offer) -> None:
+def churn(world: World, customers: Customers, month: int, offer: Offer) -> None:
     """Draw who leaves at the month's end, cohort by cohort; a contract can only end with its term."""
     segment, service = customers.segment, world.service
     advantage = customers.advantage or 0.0

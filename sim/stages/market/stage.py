@@ -44,7 +44,7 @@ def run(world: World) -> ProcessGenerator:
 def _open(world: World, customers: Customers, month: int, offer: Offer) -> float:
     """Win customers and invoice ahead; gives the requests asked of the fleet, in mean ones."""
     segment = customers.segment
-    segments.feel(customers, world.live.quality, offer)
+    segments.perceived_advantage(customers, world.live.quality, offer)
     spend_usd = segment.marketing_usd_per_month + segment.marketing_share_of_revenue * customers.revenue_usd
     buy(world, "marketing", spend_usd, "marketing", advertisers(customers.name))
     segments.sign_up(world, customers, month, spend_usd, offer)
@@ -52,7 +52,7 @@ def _open(world: World, customers: Customers, month: int, offer: Offer) -> float
         invoicing.invoice_ahead(world, customers, book)
         commission_usd = contracts.commission_usd(book.plan, book.joined)
         buy(world, "sales_commissions", commission_usd, "commissions", book.key)
-    return segments.ask(world, customers, month, offer)
+    return segments.request_usage(world, customers, month, offer)
 
 
 def _served_share(world: World, month: int) -> float:
@@ -83,7 +83,7 @@ def _close(world: World, customers: Customers, month: int, offer: Offer, scale: 
         world.record("free_tokens", tried if paying else used + tried)
         world.record_plan(book.key, "tokens", used + tried)
         world.record_plan(book.key, "billed", count if paying else 0)
-    segments.lose(world, customers, month, offer)
+    segments.churn(world, customers, month, offer)
     for book in customers.books.values():
         count = int(book.customers.sum())
         world.record("customers" if is_paying(book.plan) else "customers_free", count)

@@ -15,7 +15,7 @@ from sim.i18n.engine_messages import profile_row
 from sim.i18n.translate import mark, tr
 from sim.ui import components, sidebar, url_state
 from sim.ui.jobs import Tell, bench, profile_of
-from sim.ui.model_session import Choice, room
+from sim.ui.model_session import Choice, model_session
 from sim.ui.pages import engine_prompt
 from sim.utils.paths import measured_profiles_dir
 
@@ -106,7 +106,7 @@ def _measure(choice: Choice) -> None:
             st.session_state["measuring"] = key
 
             def measured(tell: Tell) -> Profile:
-                return room().measure(choice, float(budget_s), training, tell)
+                return model_session().measure(choice, float(budget_s), training, tell)
 
             bench().start(key, measured, lane="engine")
         fresh = _fresh()

@@ -11,7 +11,7 @@ from sim.i18n import numbers
 from sim.i18n.translate import tr
 from sim.ui import components
 from sim.ui.jobs import Cancelled, Job, Tell, bench
-from sim.ui.model_session import Answer, Choice, Look, room
+from sim.ui.model_session import Choice, ModelAnswer, PromptInspection, model_session
 
 _POLL_S = 0.25
 _PATIENCE_S = 1.5  # a look into a loaded model takes less: no progress bar flashes up
@@ -61,7 +61,7 @@ def ask(choice: Choice, profile: Profile | None) -> None:
         pressed = st.form_submit_button(tr("Answer"), type="primary", icon=":material/send:")
     if pressed:
         if prompt.strip():
-            _begin(Answer(choice, prompt), chat, int(max_tokens), float(temperature), int(seed))
+            _begin(ModelAnswer(choice, prompt), chat, int(max_tokens), float(temperature), int(seed))
         else:
             st.error(tr("The prompt is empty: write something to answer."), icon=":material/error:")
     key, answer = st.session_state.get("answering", (None, None))
@@ -74,22 +74,22 @@ def ask(choice: Choice, profile: Profile | None) -> None:
         _watch(answer, job, profile)
 
 
-def _begin(answer: Answer, chat: bool, max_tokens: int, temperature: float, seed: int) -> None:
+def _begin(answer: ModelAnswer, chat: bool, max_tokens: int, temperature: float, seed: int) -> None:
     before = st.session_state.get("answering")
     if before is not None:
         bench().forget(before[0])  # nobody looks at it any more
     number = st.session_state["answers"] = st.session_state.get("answers", 0) + 1
     key = ("answer", st.session_state.get("visitor"), number, id(answer))
 
-    def answered(tell: Tell) -> Answer:
-        return room().answer(answer, chat, max_tokens, temperature, seed, tell)
+    def answered(tell: Tell) -> ModelAnswer:
+        return model_session().answer(answer, chat, max_tokens, temperature, seed, tell)
 
     bench().start(key, answered, lane="engine")
     st.session_state["answering"] = (key, answer)
 
 
 @components.fragment(run_every=_POLL_S)
-def _watch(answer: Answer, job: Job[Answer], profile: Profile | None) -> None:
+def _watch(answer: ModelAnswer, job: Job[ModelAnswer], profile: Profile | None) -> None:
     """The answer while it grows, with a stop button."""
     if job.future.done():
         st.rerun()
@@ -97,7 +97,7 @@ def _watch(answer: Answer, job: Job[Answer], profile: Profile | None) -> None:
     st.button(tr("Stop"), icon=":material/stop_circle:", key="ask_stop", on_click=job.cancel)
 
 
-def _draw(answer: Answer, job: Job[Answer], profile: Profile | None) -> None:
+def _draw(answer: ModelAnswer, job: Job[ModelAnswer], profile: Profile | None) -> None:
     error = job.future.exception() if job.future.done() else None
     if isinstance(error, InputError):
         st.error(components.plain(str(error)), title=tr("No answer"), icon=":material/error:")
@@ -124,7 +124,7 @@ def _draw(answer: Answer, job: Job[Answer], profile: Profile | None) -> None:
     _numbers(answer, profile)
 
 
-def _numbers(answer: Answer, profile: Profile | None) -> None:
+def _numbers(answer: ModelAnswer, profile: Profile | None) -> None:
     """Times and cost of the answer, measured; beside them what the profile predicts."""
     predicted_ttft = predicted_rate = None
     if profile is not None and answer.prompt_tokens:
@@ -225,8 +225,10 @@ def look(choice: Choice) -> None:
     _, text, chat = asked
     key = ("look", choice, text, chat, int(layer), float(temperature))
 
-    def looked(tell: Tell) -> Look:
-        return room().look(choice, text, chat, int(layer), _SHOWN_CANDIDATES, float(temperature), tell)
+    def looked(tell: Tell) -> PromptInspection:
+        return model_session().inspect(
+            choice, text, chat, int(layer), _SHOWN_CANDIDATES, float(temperature), tell
+        )
 
     found = components.outcome(
         bench().start(key, looked, patience_s=_PATIENCE_S, lane="engine"), tr("Looking inside")
@@ -246,7 +248,7 @@ def look(choice: Choice) -> None:
     _draw_look(found, min(int(layer), found.layers - 1), head, float(temperature))
 
 
-def _draw_look(found: Look, layer: int, head: int | None, temperature: float) -> None:
+def _draw_look(found: PromptInspection, layer: int, head: int | None, temperature: float) -> None:
     theme = components.theme()
     components.chart(
         figures_prompt.attention_map(found.weights, found.labels, layer, head, theme), "attention"

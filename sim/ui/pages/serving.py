@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from sim.capacity.goals import Objective
-from sim.capacity.lab import BatchWatch, Trial, try_load, watch_batch
+from sim.capacity.lab import BatchWatch, LoadTrial, try_load, watch_batch
 from sim.company.simulate import Result
 from sim.figures import operations, serving
 from sim.i18n import numbers
@@ -49,7 +49,7 @@ def _latency_and_load(result: Result) -> None:
         _numbers(trial[0])
 
 
-def _trial(result: Result) -> tuple[Trial, bool] | None:
+def _trial(result: Result) -> tuple[LoadTrial, bool] | None:
     """The form of a trial, what came out, and whether its traffic is the scenario's; None while it is under way."""
     capacity = f"{result.surface.capacity_rps:.3g}"
     with st.form("trial_form"):
@@ -108,7 +108,7 @@ def _trial(result: Result) -> tuple[Trial, bool] | None:
         "seed": scenario.seed,
     }
 
-    def tried(tell: Tell) -> Trial:
+    def tried(tell: Tell) -> LoadTrial:
         return try_load(profile, mix, objective=wanted, progress=tell, **asked)
 
     key = ("trial", profile.content_hash, wanted, tuple(mix.items()), tuple(asked.items()))
@@ -127,7 +127,7 @@ def _traffic(key: str) -> str:
     return chosen
 
 
-def _numbers(trial: Trial) -> None:
+def _numbers(trial: LoadTrial) -> None:
     found = trial.figures
     most = len(trial.stats.up_s)
     rows = [

@@ -12,8 +12,8 @@ import pytest
 
 from engine import LLM
 from engine.errors import InputError
-from engine.feedback.loop import Judgement, LoopConfig, LoopReport, is_users, run_loop
-from engine.feedback.simulated_users import Usage, collect
+from engine.feedback.loop import LoopConfig, LoopReport, VersionLoss, is_users, run_loop
+from engine.feedback.simulated_users import SimulatedUsage, collect
 from engine.training.config import TrainConfig
 from engine.training.data import Document
 from engine.training.python_docs import standard_library
@@ -35,7 +35,7 @@ TINY = LoopConfig(
     epochs=1.0,
     held_out_users=4,
     vocab_size=300,
-    usage=Usage(users=6, requests_per_user=10, prompt_characters=120, output_tokens=4),
+    usage=SimulatedUsage(users=6, requests_per_user=10, prompt_characters=120, output_tokens=4),
 )
 
 
@@ -94,8 +94,8 @@ def test_the_same_seed_turns_the_same_round(
     assert again.removed == turned[0].removed
 
 
-def judged(loss: float, accepted: float) -> Judgement:
-    return Judgement(1000, 1.0, loss, loss, accepted)
+def judged(loss: float, accepted: float) -> VersionLoss:
+    return VersionLoss(1000, 1.0, loss, loss, accepted)
 
 
 def test_the_ratios_follow_from_the_losses(turned: tuple[LoopReport, Path]) -> None:
@@ -135,6 +135,6 @@ def test_bad_rounds_are_refused(library: Any, tmp_path: Path) -> None:
         ({"users": 0}, "users is 0"),
     ):
         with pytest.raises(InputError, match=message):
-            Usage(**change)
+            SimulatedUsage(**change)
     with pytest.raises(InputError, match="epochs is 0"):
         LoopConfig(epochs=0)

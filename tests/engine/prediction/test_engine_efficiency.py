@@ -14,7 +14,7 @@ from engine.models.catalog import catalog, find_model
 from engine.prediction.engine_efficiency import (
     ENGINES,
     PRECISIONS,
-    Deployment,
+    EngineDeployment,
     closed_loop,
     coefficients,
     fitted,
@@ -75,8 +75,8 @@ def test_a_batch_touches_every_expert_at_last_and_one_token_only_its_own() -> No
 
 def test_latent_attention_is_not_cut_by_tensor_parallelism() -> None:
     h100 = lookup("H100 SXM")
-    dense = Deployment(find_model("llama-3.1-70b"), h100, "fp8", 4)
-    latent = Deployment(find_model("deepseek-v3"), lookup("B200"), "fp8", 8)
+    dense = EngineDeployment(find_model("llama-3.1-70b"), h100, "fp8", 4)
+    latent = EngineDeployment(find_model("deepseek-v3"), lookup("B200"), "fp8", 8)
     assert dense.kv_bytes_per_token() == dense.model.kv_bytes_per_token("fp8")
     assert latent.kv_bytes_per_token() == 8 * latent.model.kv_bytes_per_token("fp8")
 
@@ -89,7 +89,9 @@ def test_formats_that_an_accelerator_lacks_run_at_the_wider_peak() -> None:
 
 def test_a_model_that_does_not_fit_says_by_how_much() -> None:
     with pytest.raises(InputError, match=r"671|672.*GB.*too little|GB too little"):
-        predict_benchmark("vllm", Deployment(find_model("deepseek-v3"), lookup("H100 SXM"), "fp8"), 1, 1, 2)
+        predict_benchmark(
+            "vllm", EngineDeployment(find_model("deepseek-v3"), lookup("H100 SXM"), "fp8"), 1, 1, 2
+        )
     with pytest.raises(InputError, match=r"engine 'vlm'.*vllm"):
         coefficients("vlm")
 
@@ -98,7 +100,7 @@ def test_no_time_is_below_the_data_sheet() -> None:
     """Decoding alone can't beat reading the weights once at full bandwidth, nor prefill its operations at peak."""
     for name in ("llama-3.1-70b", "qwen3-32b"):
         model, row = find_model(name), lookup("H100 SXM")
-        deployment = Deployment(model, row, "fp8", 4)
+        deployment = EngineDeployment(model, row, "fp8", 4)
         times = step_time("vllm", deployment)
         assert times.step_time([], [1]) > model.weight_bytes("fp8") / 4 / 3.35e12
         assert times.step_time([(8192, 0)], []) > 2 * 8192 * model.always_parameters / 4 / 1979e12
@@ -126,7 +128,7 @@ def test_no_coefficient_beats_the_data_sheet(engine: str) -> None:
 def test_more_work_never_takes_less_time(
     name: str, engine: str, precision: str, accelerators: int, batch: int, context: int
 ) -> None:
-    times = step_time(engine, Deployment(find_model(name), lookup("B200"), precision, accelerators))
+    times = step_time(engine, EngineDeployment(find_model(name), lookup("B200"), precision, accelerators))
     alone = times.step_time([], [context] * batch)
     assert 0 < alone < times.step_time([], [context] * (batch + 1))
     assert alone <= times.step_time([], [context + 100] * batch)
@@ -151,7 +153,7 @@ def test_the_simulators_step_time_is_that_of_the_benchmark(
     engine: str, name: str, accelerator: str, precision: str, accelerators: int, batch: int
 ) -> None:
     """Two ways from the coefficients to a decode step: the closed-loop formula without prefill, and the ramp."""
-    deployment = Deployment(find_model(name), lookup(accelerator), precision, accelerators)
+    deployment = EngineDeployment(find_model(name), lookup(accelerator), precision, accelerators)
     context = 2048
     ramp = step_time(engine, deployment).step_time([], [context] * batch)
     q = work(deployment, batch, context, 0) | {"output_tokens": math.inf}  # so long that no prompt is met

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine.batch import SchedulerConfig, vllm_scheduler
 from engine.errors import InputError
 from engine.models.catalog import catalog, find_model
-from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, Deployment
+from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, EngineDeployment
 from engine.prediction.engine_efficiency import step_time as engine_step_time
 from engine.prediction.roofline import Roofline, predict_profile, roofline_for, roofline_of, transfer
 from engine.profile.hardware import Accelerator, lookup
@@ -188,7 +188,7 @@ def a100_steps() -> tuple[list[Step], list[float]]:
     return steps, (rows.ms / 1e3).tolist()
 
 
-RTX4090 = Deployment(
+RTX4090 = EngineDeployment(
     find_model("llama-3.1-8b"),
     Accelerator(
         "RTX 4090 24 GB",
@@ -198,7 +198,7 @@ RTX4090 = Deployment(
         memory_bandwidth_bytes_per_s=1.008e12,
     ),
 )
-A100 = Deployment(find_model("codellama-34b"), lookup("A100 SXM"), accelerators=2)
+A100 = EngineDeployment(find_model("codellama-34b"), lookup("A100 SXM"), accelerators=2)
 
 
 @needs_measured

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from engine import LLM, SamplingParams
 from engine.errors import InputError
 from engine.models.load import load_tokenizer
-from engine.sampling.json_grammar import NEVER, START, JsonAnswer, JsonTokens, State, advance, missing_bytes
+from engine.sampling.json_grammar import (
+    NEVER,
+    START,
+    GrammarState,
+    JsonAnswer,
+    JsonTokens,
+    advance,
+    missing_bytes,
+)
 from engine.sampling.token_bytes import token_bytes
 from tests.helpers.server import one_thread, tiny_llm  # noqa: F401
 
@@ -27,8 +35,8 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-def read(text: bytes) -> State | None:
-    state: State | None = START
+def read(text: bytes) -> GrammarState | None:
+    state: GrammarState | None = START
     for byte in text:
         state = advance(state, byte) if state is not None else None
     return state
@@ -40,7 +48,7 @@ def test_what_python_writes_is_read_to_its_end_and_no_further(
     value: dict[str, Any], ascii_only: bool, indent: int | None
 ) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
-    assert read(text) == State("done")
+    assert read(text) == GrammarState("done")
     for end in range(1, len(text)):
         state = read(text[:end])
         assert state is not None
@@ -80,7 +88,7 @@ def test_what_no_parser_would_go_on_with_is_refused(text: bytes) -> None:
             json.loads((text + ending).decode(), parse_constant=refuse)
 
 
-def shortest_way(state: State) -> int:
+def shortest_way(state: GrammarState) -> int:
     """By trying all bytes, breadth first."""
     todo, seen = deque([(state, 0)]), {state}
     while todo:

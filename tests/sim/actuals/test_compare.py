@@ -142,7 +142,10 @@ def test_the_forecast_begins_where_the_months_end(company: tuple[str, Actuals]) 
     settled = sum(ledger.balance_micro(name) for name in ("cash", "receivable", "payable"))
     assert found.calibrated.finance.initial_cash_usd == pytest.approx(settled / 1e6)
     actual = found.months[(found.months["measure"] == "customers") & found.months["actual"].notna()]
-    there = sum(life.plan == "paid" and life.is_there(5) for life in found.lives.lives)
+    there = sum(
+        subscription.plan == "paid" and subscription.is_there(5)
+        for subscription in found.subscriptions.all
+    )
     assert actual["actual"].iloc[-1] == there
     assert 0.85 * there <= found.calibrated.market.plans["paid"].initial_customers <= there
 
@@ -283,7 +286,7 @@ def test_several_segments(tmp_path: Path) -> None:
         connection.execute(moved.values(plan="business/paid"))
     engine.dispose()
     found = compare(url, truth, None, plan=two)
-    assert found.lives.count("business/paid", 0) == 5  # keys 5 to 9
+    assert found.subscriptions.count("business/paid", 0) == 5  # keys 5 to 9
     assert found.calibrated.market.segments["business"].plans["paid"].initial_customers > 0
     causes = found.revenue[["volume", "price", "mix", "without_usage"]].sum(axis=1)
     assert (causes == found.revenue["actual_micro_usd"] - found.revenue["planned_micro_usd"]).all()
@@ -377,11 +380,17 @@ def test_who_pays_before_asking_anything_has_converted(tmp_path: Path) -> None:
     # Drawn conversions come when a month opens: those of the first month leave no request on the free plan.
     truth = Truth(months=2, free=40, paid=5, conversion=0.5, churn_free=0.0, signups_free=0.0)
     found = compare(write_company(tmp_path / "usage.db", truth), truth, None)
-    moved = {life.customer for life in found.lives.of("paid") if life.came_from == "free"}
+    moved = {
+        subscription.customer
+        for subscription in found.subscriptions.of("paid")
+        if subscription.came_from == "free"
+    }
     twice = [key.customer for key in found.metered.keys]
     assert moved == {customer for customer in twice if twice.count(customer) == 2}
-    converted, cases = found.lives.conversions("free")
-    first = sum(life.joined == 0 for life in found.lives.of("paid") if life.came_from)
+    converted, cases = found.subscriptions.conversions("free")
+    first = sum(
+        subscription.joined == 0 for subscription in found.subscriptions.of("paid") if subscription.came_from
+    )
     assert (converted, cases) == (len(moved), 40 + 40 - first)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sim.actuals.rebase import moved_on
+from sim.actuals.rebase import rebased
 from sim.company.simulate import Result, simulate
 from sim.scenario.plans import segments_of
 from sim.scenario.scenario import Scenario
@@ -31,7 +31,7 @@ def run(name: str) -> Result:
 def test_the_clock_starts_anew(name: str, months: int) -> None:
     result = run(name)
     before = result.scenario
-    changes, _ = moved_on(result, months)
+    changes, _ = rebased(result, months)
     after = before.override(changes)
     for segment, settings in segments_of(before.market).items():
         there, here = elsewhere(settings, months), elsewhere(segments_of(after.market)[segment], 0)
@@ -55,6 +55,6 @@ def test_the_clock_starts_anew(name: str, months: int) -> None:
 
 def test_nothing_moves_by_no_month() -> None:
     result = run("api_startup")
-    changes, left_out = moved_on(result, 0)
+    changes, left_out = rebased(result, 0)
     assert result.scenario.override(changes).content_hash == result.scenario.content_hash
     assert left_out == []

@@ -17,7 +17,7 @@ from sim.capacity import surface as capacity
 from sim.capacity.goals import Limit, MetShare, Objective, goal_of
 from sim.capacity.offered_load import OfferedLoad, conversation_load, fitted_load, trace_load, traffic_load
 from sim.capacity.surface import CapacitySurface, capacity_surface, fleet_capacity, replica_fleet
-from sim.serving.fleet_config import Fleet, ReplicaKind
+from sim.serving.fleet_config import Fleet, ReplicaSpec
 from sim.serving.metrics import summary
 from sim.serving.replay import replay_with_stats
 from sim.traces.fit import fit
@@ -205,7 +205,7 @@ def test_a_single_exponential_server_sustains_what_theory_says(load: float, tmp_
     # M/M/1: the mean time in the system is S / (1 − ρ), so a limit of S / (1 − load) is reached at that load.
     service_s = 200 * 0.01
     one_by_one = SchedulerConfig(max_running_requests=1, prefix_caching=False)
-    fleet = Fleet(kinds=(ReplicaKind(step_time=_equal_steps(0.01), scheduler=one_by_one),))
+    fleet = Fleet(kinds=(ReplicaSpec(step_time=_equal_steps(0.01), scheduler=one_by_one),))
     limit = Limit("e2e", "mean", service_s / (1 - load))
     found = fleet_capacity(fleet, _exponential_load(200), [limit], cache_dir=tmp_path)
     assert found.capacity_rps == pytest.approx(load / service_s, rel=0.03)
@@ -279,7 +279,7 @@ def test_prefill_and_decode_pools_and_doors_are_searched_too(tmp_path: Path) -> 
     times, config = PROFILE.step_time_model(), PROFILE.scheduler_config()
     pools = Fleet(
         kinds=tuple(
-            ReplicaKind(name=role, step_time=times, scheduler=config, role=role)
+            ReplicaSpec(name=role, step_time=times, scheduler=config, role=role)
             for role in ("prefill", "decode")
         ),
         kv_transfer_s=0.05,

@@ -22,7 +22,7 @@ from sim.capacity import surface as capacity
 from sim.capacity.goals import Objective
 from sim.capacity.surface import capacity_surface
 from sim.cli import plan as cli_plan
-from sim.planner.plan import Plan, accelerators, plan
+from sim.planner.plan import AcceleratorPlan, accelerators, plan
 from sim.planner.serving import ServingNeed, capacity_if_slower, memory_accelerators, serve
 from sim.planner.training import TrainingNeed, memory_to_train, published_mfu, train
 
@@ -47,16 +47,16 @@ def known(value: T | None) -> T:
 
 
 @pytest.fixture(scope="module")
-def small(cache: Path) -> Plan:
+def small(cache: Path) -> AcceleratorPlan:
     return plan("bloom-560m", ["A100 SXM"], serving=NEED, cache_dir=cache)
 
 
 @pytest.fixture(scope="module")
-def large(cache: Path) -> Plan:
+def large(cache: Path) -> AcceleratorPlan:
     return plan("bigscience/bloom", ["A100 SXM"], serving=NEED, cache_dir=cache)
 
 
-def test_the_articles_four_accelerators_for_bloom_560m(small: Plan) -> None:
+def test_the_articles_four_accelerators_for_bloom_560m(small: AcceleratorPlan) -> None:
     served, trained = small.serving[0], small.training[0]
     assert small.claim is not None
     assert small.claim.accelerators == 4
@@ -69,7 +69,7 @@ def test_the_articles_four_accelerators_for_bloom_560m(small: Plan) -> None:
     assert small.tokens == 341e9
 
 
-def test_the_articles_1024_accelerators_for_bloom_176b(large: Plan) -> None:
+def test_the_articles_1024_accelerators_for_bloom_176b(large: AcceleratorPlan) -> None:
     served, trained = large.serving[0], large.training[0]
     assert large.claim is not None
     assert large.claim.accelerators == 1024

@@ -19,11 +19,11 @@ from sim.serving.fleet_config import (
     Failures,
     Fleet,
     RateLimit,
-    ReplicaKind,
+    ReplicaSpec,
     Retries,
     Router,
     ScheduledSize,
-    Spot,
+    SpotInterruptions,
 )
 from sim.serving.fleet_run import FleetRun
 from sim.serving.metrics import summary
@@ -43,8 +43,8 @@ def requests(arrived_s: list[float], output_tokens: Any = 1, **columns: Any) -> 
     return frame.assign(**columns)
 
 
-def kind(**changes: Any) -> ReplicaKind:
-    return ReplicaKind(**{"step_time": SECOND, **changes})
+def kind(**changes: Any) -> ReplicaSpec:
+    return ReplicaSpec(**{"step_time": SECOND, **changes})
 
 
 def played(frame: pd.DataFrame, fleet: Fleet, **changes: Any) -> FleetRun:
@@ -63,8 +63,8 @@ def test_an_autoscaler_orders_what_is_missing_and_waits_for_it() -> None:
     fleet = Fleet(kinds=(kind(autoscaler=scaler, load_s=5),))
     run = played(requests([0.0] * 8 + [34.5, 35.5, 35.5], 50), fleet)
     # At 10 s eight requests stand against a target of two: three machines more, which serve at 10 + 20 + 5 s.
-    assert [server.ordered_s for server in run.machines.servers] == [0, 10, 10, 10]
-    assert [server.ready_s for server in run.machines.servers] == [0, 35, 35, 35]
+    assert [server.ordered_s for server in run.servers.servers] == [0, 10, 10, 10]
+    assert [server.ready_s for server in run.servers.servers] == [0, 35, 35, 35]
     assert run.rows["replica"].tolist() == [0] * 9 + [1, 2]
 
 
@@ -74,19 +74,19 @@ def test_an_autoscaler_shrinks_after_its_cool_down_and_lets_requests_finish() ->
     # At 10 s three requests: all stay. At 20 s there are two, so one goes: the empty one, replica 1.
     # At 30 s there is one; the cool-down ends at 65 s. At 70 s replica 0 still answers, and replica 2 goes.
     run = played(requests([0.0, 0.0, 0.0, 90.5], [100, 15, 25, 1]), fleet)
-    first, second, third = run.machines.servers
+    first, second, third = run.servers.servers
     assert math.isnan(first.drained_s)
     assert (second.drained_s, second.released_s) == (20, 20)
     assert (third.drained_s, third.released_s) == (70, 70)
     assert run.rows["replica"].tolist() == [0, 1, 2, 0]
-    np.testing.assert_array_equal(run.machines.paid_s(), [100, 20, 70])
+    np.testing.assert_array_equal(run.servers.paid_s(), [100, 20, 70])
 
 
 def test_a_machine_that_drains_finishes_what_it_has() -> None:
     scaler = Autoscaler(target=9, max_replicas=2, interval_s=10, cool_down_s=0, tolerance=0, min_replicas=1)
     fleet = Fleet(kinds=(kind(replicas=2, autoscaler=scaler),), router="round_robin")
     run = played(requests([0.0, 0.0, 11.0, 12.0], [50, 40, 1, 1]), fleet)
-    second = run.machines.servers[1]
+    second = run.servers.servers[1]
     assert (second.drained_s, second.released_s) == (10, 40)
     assert run.rows["replica"].tolist() == [0, 1, 0, 0]
     assert (run.status == 0).all()
@@ -98,9 +98,9 @@ def test_a_schedule_has_machines_ready_before_the_load() -> None:
         target=5, max_replicas=4, interval_s=10, provisioning_s=0, cool_down_s=0, schedule=schedule, period_s=100,
     )  # fmt: skip
     run = played(requests([0.0, 205.0], 1), Fleet(kinds=(kind(autoscaler=scaler),)))
-    assert [server.ordered_s for server in run.machines.servers] == [0, 50, 50, 150, 150]
-    assert [server.drained_s for server in run.machines.servers[1:]] == [100, 100, 200, 200]
-    assert len(run.machines.paid_s()) == 3  # numbers are used again
+    assert [server.ordered_s for server in run.servers.servers] == [0, 50, 50, 150, 150]
+    assert [server.drained_s for server in run.servers.servers[1:]] == [100, 100, 200, 200]
+    assert len(run.servers.paid_s()) == 3  # numbers are used again
 
 
 def test_a_busy_fleet_does_not_collapse_when_it_shrinks() -> None:
@@ -112,8 +112,8 @@ def test_a_busy_fleet_does_not_collapse_when_it_shrinks() -> None:
     )
     arrived_s = np.random.default_rng(3).exponential(1 / 12, 20_000).cumsum()
     run = played(requests(arrived_s.tolist()), fleet)
-    assert len(run.machines.servers) == 6
-    assert sum(math.isnan(server.drained_s) for server in run.machines.servers) == 3
+    assert len(run.servers.servers) == 6
+    assert sum(math.isnan(server.drained_s) for server in run.servers.servers) == 3
 
 
 def test_an_empty_fleet_wakes_up_for_one_request_however_high_the_target() -> None:
@@ -131,7 +131,7 @@ def test_more_replicas_than_allowed() -> None:
         FleetRun(check_requests(requests([0.0])), Fleet(kinds=(kind(replicas=3),)), most_replicas=2)
     scaler = Autoscaler(target=1, max_replicas=50, interval_s=1, provisioning_s=0)
     run = played(requests([0.0] * 60, 10), Fleet(kinds=(kind(autoscaler=scaler),)), most_replicas=4)
-    assert len(run.machines.servers) == 4
+    assert len(run.servers.servers) == 4
 
 
 # ---- failures ----
@@ -152,7 +152,7 @@ def test_a_failure_in_the_middle_of_an_answer() -> None:
     frame = requests([0.0], 10)
     fleet = Fleet(kinds=(kind(),), retries=Retries(attempts=2, delay_s=2))
     run = FleetRun(check_requests(frame), fleet)
-    outage(run, run.machines.servers[0], 5.5, 12.0)
+    outage(run, run.servers.servers[0], 5.5, 12.0)
     run.run()
     assert run.attempts == [2]
     assert run.rows["scheduled_s"].tolist() == [12]
@@ -160,12 +160,12 @@ def test_a_failure_in_the_middle_of_an_answer() -> None:
     assert run.finished_s.tolist() == [22]
     assert run.core.counts["busy_s"].tolist() == [5.5 + 10]
     assert run.waited_s == 12 - 5.5  # at the client's, then for the machine
-    assert run.machines.paid_s().tolist() == [22]
+    assert run.servers.paid_s().tolist() == [22]
 
 
 def test_a_failure_without_retries_breaks_the_answer_off() -> None:
     run = FleetRun(check_requests(requests([0.0, 1.0], [10, 3])), Fleet(kinds=(kind(replicas=2),)))
-    outage(run, run.machines.servers[0], 5.5, 12.0)
+    outage(run, run.servers.servers[0], 5.5, 12.0)
     run.run()
     assert run.status.tolist() == [3, 0]
     assert run.left_s.tolist() == [5.5, 4]
@@ -177,7 +177,7 @@ def test_a_client_who_left_before_the_machine_died_does_not_ask_twice() -> None:
         kinds=(kind(step_time=times(4.0), replicas=2),), timeout_s=2, retries=Retries(attempts=2, delay_s=5)
     )
     run = FleetRun(check_requests(requests([0.0])), fleet)
-    outage(run, run.machines.servers[0], 3.0, 100.0)
+    outage(run, run.servers.servers[0], 3.0, 100.0)
     run.run()
     assert run.attempts == [2]
     assert run.status.tolist() == [1]
@@ -185,7 +185,7 @@ def test_a_client_who_left_before_the_machine_died_does_not_ask_twice() -> None:
     assert run.core.counts["request_time_s"].sum() + run.waited_s == 11
     once = fleet.model_copy(update={"retries": Retries()})
     run = FleetRun(check_requests(requests([0.0])), once)
-    outage(run, run.machines.servers[0], 3.0, 100.0)
+    outage(run, run.servers.servers[0], 3.0, 100.0)
     run.run()
     assert run.status.tolist() == [1]
     assert run.left_s.tolist() == [3]  # the step that still computed it broke off
@@ -193,7 +193,7 @@ def test_a_client_who_left_before_the_machine_died_does_not_ask_twice() -> None:
 
 
 def test_a_notice_lets_short_answers_finish() -> None:
-    spot = Spot(mean_life_s=1000, notice_s=10, replacement_s=50)
+    spot = SpotInterruptions(mean_life_s=1000, notice_s=10, replacement_s=50)
     life_s = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(1, 0, 0, 1))).exponential(1000)
     start_s = math.floor(life_s) - 1.0
     frame = requests([0.0, start_s, start_s, life_s + 1], [1, 5, 100, 1])
@@ -208,9 +208,9 @@ def test_a_notice_lets_short_answers_finish() -> None:
 
 
 def test_a_repair_does_not_bring_back_what_the_cloud_took() -> None:
-    fleet = Fleet(kinds=(kind(spot=Spot(mean_life_s=1e9, replacement_s=300)),))
+    fleet = Fleet(kinds=(kind(spot=SpotInterruptions(mean_life_s=1e9, replacement_s=300)),))
     run = FleetRun(check_requests(requests([0.0, 10.0, 100.0, 500.0])), fleet)
-    server = run.machines.servers[0]
+    server = run.servers.servers[0]
     outage(run, server, 5.0, 50.0)
     run.at(20.0, lambda: setattr(server, "ready_s", 320.0))  # taken back while it is repaired
     run.at(320.0, run._open, server)
@@ -303,7 +303,7 @@ def test_a_prefix_aware_router_finds_conversations_again() -> None:
     rates = {}
     names: tuple[Router, ...] = ("least_outstanding", "prefix_aware", "round_robin")
     for name in names:
-        each = ReplicaKind(
+        each = ReplicaSpec(
             step_time=profile.step_time_model(), scheduler=profile.scheduler_config(), replicas=6
         )
         found, stats = replay_fleet(frame, Fleet(kinds=(each,), router=name))
@@ -363,7 +363,7 @@ def test_what_would_take_hours_is_refused() -> None:
     too_often: dict[str, dict[str, Any]] = {
         "autoscaler.interval_s: found 15 s": {"autoscaler": Autoscaler(target=1)},
         "failures.mtbf_s: found 1 s": {"failures": Failures(mtbf_s=1)},
-        "spot.mean_life_s: found 2 s": {"spot": Spot(mean_life_s=2)},
+        "spot.mean_life_s: found 2 s": {"spot": SpotInterruptions(mean_life_s=2)},
     }
     for name, changes in too_often.items():
         with pytest.raises(InputError, match=f"replica.{name} in a run of 1e\\+10 s, allowed is at least"):
@@ -375,9 +375,9 @@ def test_the_clock_starts_at_the_first_arrival() -> None:
     start_s = 1.75e9
     scaler = Autoscaler(target=1, interval_s=10, cool_down_s=0, max_replicas=2)
     run = played(requests([start_s, start_s + 25], 1), Fleet(kinds=(kind(replicas=2, autoscaler=scaler),)))
-    assert [server.ordered_s for server in run.machines.servers] == [start_s, start_s]
-    assert run.machines.servers[1].drained_s == start_s + 10
-    assert run.machines.paid_s().tolist() == [26, 10]
+    assert [server.ordered_s for server in run.servers.servers] == [start_s, start_s]
+    assert run.servers.servers[1].drained_s == start_s + 10
+    assert run.servers.paid_s().tolist() == [26, 10]
 
 
 @given(st.floats(0, 1e9), st.lists(st.floats(0, 1e9), min_size=1, max_size=20))
@@ -395,8 +395,8 @@ def test_nothing_happens_before_its_time(start_s: float, times_s: list[float]) -
 
 def test_a_kind_costs_its_own_price() -> None:
     profile = synthetic_profile(price_usd_per_hour=2.0)
-    spot = ReplicaKind(step_time=profile.step_time_model(), profile=profile, price_usd_per_hour=0.5)
+    spot = ReplicaSpec(step_time=profile.step_time_model(), profile=profile, price_usd_per_hour=0.5)
     assert spot.priced_profile is not None
     assert spot.priced_profile.hardware.price_usd_per_hour == 0.5
-    listed = ReplicaKind(step_time=profile.step_time_model(), profile=profile)
+    listed = ReplicaSpec(step_time=profile.step_time_model(), profile=profile)
     assert listed.priced_profile is profile

@@ -9,7 +9,15 @@ import pytest
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from sim.serving.fleet_config import Autoscaler, Failures, Fleet, RateLimit, Retries, ScheduledSize, Spot
+from sim.serving.fleet_config import (
+    Autoscaler,
+    Failures,
+    Fleet,
+    RateLimit,
+    Retries,
+    ScheduledSize,
+    SpotInterruptions,
+)
 from sim.serving.fleet_file import load_fleet
 from sim.serving.metrics import littles_law_error
 from sim.serving.replay import replay_fleet
@@ -98,7 +106,7 @@ def test_every_key_arrives(folder: Path) -> None:
         schedule=(ScheduledSize(at_s=0, replicas=1), ScheduledSize(at_s=50, replicas=3)),
     )  # fmt: skip
     assert first.failures == Failures(mtbf_s=1000, repair_s=10)
-    assert first.spot == Spot(mean_life_s=2000, notice_s=3, replacement_s=4)
+    assert first.spot == SpotInterruptions(mean_life_s=2000, notice_s=3, replacement_s=4)
     assert second.profile is None
     assert second.price_usd_per_hour == 2
     assert second.step_time.step_time([], [100]) == pytest.approx(0.011)

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_replicas import TIMES, fleets, requests
 
-from sim.serving.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
+from sim.serving.fleet_config import (
+    Autoscaler,
+    Failures,
+    Fleet,
+    RateLimit,
+    ReplicaSpec,
+    Retries,
+    SpotInterruptions,
+)
 from sim.serving.fleet_run import FleetRun
 from sim.serving.metrics import littles_law_error
 from sim.serving.replay import replay_fleet
@@ -79,9 +87,9 @@ def test_machines_are_paid_while_they_work_and_work_only_while_they_are_there(
 
     run.die, run._open = note_death, note_opening  # type: ignore[method-assign]
     run.run()
-    paid_s = run.machines.paid_s()
+    paid_s = run.servers.paid_s()
     assert (paid_s >= run.core.counts["busy_s"][: len(paid_s)] - 1e-9).all()
-    for server in run.machines.servers:
+    for server in run.servers.servers:
         assert server.released_s <= max(run.ended_s, server.ordered_s) + 1e-9
         assert server.unpaid_s <= server.released_s - server.ordered_s + 1e-9
     steps = run.core.records()
@@ -163,7 +171,7 @@ def test_machines_that_never_change_are_like_machines_that_cannot(frame: pd.Data
         kind.model_copy(
             update={
                 "failures": Failures(mtbf_s=1e9),
-                "spot": Spot(mean_life_s=1e9),
+                "spot": SpotInterruptions(mean_life_s=1e9),
                 "autoscaler": Autoscaler(target=1e9, min_replicas=kind.replicas, max_replicas=kind.replicas),
             }
         )
@@ -217,9 +225,9 @@ def test_whatever_the_autoscaler_every_run_ends(
         metric=metric, target=target, min_replicas=0, max_replicas=3, provisioning_s=provisioning_s,
         cool_down_s=cool_down_s,
     )  # fmt: skip
-    kind = ReplicaKind(
+    kind = ReplicaSpec(
         step_time=TIMES, replicas=replicas, autoscaler=scaler, failures=Failures(mtbf_s=gap_s + 0.1, repair_s=1),
-        spot=Spot(mean_life_s=10 * gap_s + 0.1, notice_s=1, replacement_s=1),
+        spot=SpotInterruptions(mean_life_s=10 * gap_s + 0.1, notice_s=1, replacement_s=1),
     )  # fmt: skip
     fleet = Fleet(kinds=(kind,), retries=Retries(attempts=attempts, backoff=100, max_delay_s=100))
     frame = pd.DataFrame({"arrived_s": np.arange(8) * gap_s, "prompt_tokens": 50, "output_tokens": 20})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine.batch import SchedulerConfig
 from sim.serving.batch_means import batch_means
-from sim.serving.fleet_config import Failures, Fleet, RateLimit, ReplicaKind, Spot
+from sim.serving.fleet_config import Failures, Fleet, RateLimit, ReplicaSpec, SpotInterruptions
 from sim.serving.fleet_run import FleetRun
 from sim.serving.metrics import littles_law_error
 from sim.serving.replay import replay, replay_fleet, replay_with_stats
@@ -104,7 +104,7 @@ def test_erlang_loss(exponential_service: bool) -> None:
     # Blocked calls are as many whatever the distribution of the service (Erlang 1917, Sevastyanov 1957).
     count, load = 6, 4.0
     steps = exponential(100_000, 14) if exponential_service else np.full(100_000, 1000)
-    kind = ReplicaKind(step_time=times(STEP_S), scheduler=servers(count))
+    kind = ReplicaSpec(step_time=times(STEP_S), scheduler=servers(count))
     frame, stats = replay_fleet(poisson(load, steps, 14), Fleet(kinds=(kind,), max_outstanding=count))
     assert_mean(frame["status"] == "rejected", erlang_b(count, load), 0.15)
     assert littles_law_error(frame, stats) < 1e-9
@@ -204,7 +204,7 @@ def test_token_bucket(limit: RateLimit, tokens_each: int) -> None:
     frame = pd.DataFrame(
         {"arrived_s": np.arange(count) / 4, "prompt_tokens": max(1, tokens_each - 1), "output_tokens": 1}
     )
-    kind = ReplicaKind(step_time=times(1e-6))
+    kind = ReplicaSpec(step_time=times(1e-6))
     found, _ = replay_fleet(frame, Fleet(kinds=(kind,), rate_limits={"default": limit}))
     passed = (found["status"] == "finished").to_numpy()
     assert passed.sum() == 60 + 300
@@ -215,7 +215,7 @@ def test_token_bucket(limit: RateLimit, tokens_each: int) -> None:
 def test_a_steady_stream_at_the_limit_is_never_refused() -> None:
     arrived_s = np.cumsum(np.full(5000, 60 / 7))
     frame = pd.DataFrame({"arrived_s": arrived_s, "prompt_tokens": 5, "output_tokens": 5})
-    kind = ReplicaKind(step_time=times(1e-6))
+    kind = ReplicaSpec(step_time=times(1e-6))
     limits = {"default": RateLimit(requests_per_minute=7, tokens_per_minute=70)}
     found, _ = replay_fleet(frame, Fleet(kinds=(kind,), rate_limits=limits))
     assert (found["status"] == "finished").all()
@@ -224,7 +224,7 @@ def test_a_steady_stream_at_the_limit_is_never_refused() -> None:
 def test_availability() -> None:
     # Poisson arrivals see time averages: they find the replica down for 1 - MTBF / (MTBF + MTTR + load).
     failures = Failures(mtbf_s=900.0, repair_s=80.0)
-    kind = ReplicaKind(step_time=times(1e-6), failures=failures, load_s=20.0)
+    kind = ReplicaSpec(step_time=times(1e-6), failures=failures, load_s=20.0)
     frame = poisson(0.1, np.ones(100_000, np.int64), 21)
     run = FleetRun(check_requests(frame), Fleet(kinds=(kind,), seed=21))
     run.run()
@@ -232,14 +232,14 @@ def test_availability() -> None:
     cycles = duration_s / 1000.0
     # Renewals: variance of a count is about cycles x (cv of a cycle)^2.
     spread = math.sqrt(cycles * (900.0**2 + 80.0**2) / 1000.0**2)
-    assert abs(run.machines.servers[0].failures - cycles) < 3.3 * spread
+    assert abs(run.servers.servers[0].failures - cycles) < 3.3 * spread
     assert_mean(run.rows["scheduled_s"] - run.arrived_s > 1.0, 0.1, 0.2)
 
 
 def test_spot_lives() -> None:
     machines, life_s = 20, 500.0
-    spot = Spot(mean_life_s=life_s, notice_s=30.0, replacement_s=70.0)
-    kind = ReplicaKind(step_time=times(1e-6), spot=spot, replicas=machines, load_s=15.0)
+    spot = SpotInterruptions(mean_life_s=life_s, notice_s=30.0, replacement_s=70.0)
+    kind = ReplicaSpec(step_time=times(1e-6), spot=spot, replicas=machines, load_s=15.0)
     frame = poisson(0.1, np.ones(20_000, np.int64), 22)
     run = FleetRun(check_requests(frame), Fleet(kinds=(kind,), seed=22))
     run.run()
@@ -247,6 +247,6 @@ def test_spot_lives() -> None:
     cycle_s = life_s + 100.0  # loading is part of a machine's life
     cycles = machines * duration_s / cycle_s
     spread = math.sqrt(cycles) * life_s / cycle_s
-    assert abs(sum(server.failures for server in run.machines.servers) - cycles) < 3.3 * spread
-    paid = run.machines.paid_s().sum() / (machines * duration_s)
+    assert abs(sum(server.failures for server in run.servers.servers) - cycles) < 3.3 * spread
+    paid = run.servers.paid_s().sum() / (machines * duration_s)
     assert paid == pytest.approx(1 - 70.0 / cycle_s, rel=0.01)

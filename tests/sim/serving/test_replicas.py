@@ -16,7 +16,15 @@ from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.step_time import StepTimeModel
 from sim.serving import replica_native
-from sim.serving.fleet_config import Autoscaler, Failures, Fleet, RateLimit, ReplicaKind, Retries, Spot
+from sim.serving.fleet_config import (
+    Autoscaler,
+    Failures,
+    Fleet,
+    RateLimit,
+    ReplicaSpec,
+    Retries,
+    SpotInterruptions,
+)
 from sim.serving.replay import replay_fleet, replay_with_stats
 from tests.helpers.profile import synthetic_profile
 
@@ -76,7 +84,7 @@ def requests(draw: st.DrawFn) -> pd.DataFrame:
 
 
 @st.composite
-def kinds(draw: st.DrawFn, role: str = "serve") -> ReplicaKind:
+def kinds(draw: st.DrawFn, role: str = "serve") -> ReplicaSpec:
     config = SchedulerConfig(
         max_running_requests=draw(st.integers(1, 6)),
         max_step_tokens=draw(st.integers(6, 40)),
@@ -90,7 +98,9 @@ def kinds(draw: st.DrawFn, role: str = "serve") -> ReplicaKind:
     if draw(st.booleans()):
         changes["failures"] = Failures(mtbf_s=draw(st.floats(1, 20)), repair_s=1.0)
     if draw(st.booleans()):
-        changes["spot"] = Spot(mean_life_s=draw(st.floats(1, 20)), notice_s=0.4, replacement_s=1.0)
+        changes["spot"] = SpotInterruptions(
+            mean_life_s=draw(st.floats(1, 20)), notice_s=0.4, replacement_s=1.0
+        )
     if draw(st.booleans()):
         changes["autoscaler"] = Autoscaler(
             target=2.0, max_replicas=4, interval_s=0.7, provisioning_s=0.5, cool_down_s=1.0
@@ -98,7 +108,7 @@ def kinds(draw: st.DrawFn, role: str = "serve") -> ReplicaKind:
     if draw(st.booleans()):
         changes |= {"draft_tokens": draw(st.integers(1, 5)), "acceptance_rate": 0.6}
     times: StepTimeModel = draw(st.sampled_from([TIMES, TIMES, OnlySteps(), WithRuns()]))
-    return ReplicaKind(
+    return ReplicaSpec(
         name=role, step_time=times, scheduler=config, replicas=draw(st.integers(1, 3)), role=role, load_s=0.3,
         weight=draw(st.sampled_from([1.0, 2.0])), **changes,
     )  # fmt: skip
@@ -185,7 +195,7 @@ def test_an_error_ends_a_fleet_that_would_change_for_ever() -> None:
             return -1.0
 
     frame = pd.DataFrame({"arrived_s": [0.0], "prompt_tokens": 5, "output_tokens": 5})
-    fleet = Fleet(kinds=(ReplicaKind(step_time=Backwards(), autoscaler=Autoscaler(target=1)),))
+    fleet = Fleet(kinds=(ReplicaSpec(step_time=Backwards(), autoscaler=Autoscaler(target=1)),))
     for reference in (False, True):
         with pytest.raises(InputError, match=r"-1\.0 s"):
             replay_fleet(frame, fleet, reference=reference)
@@ -202,7 +212,7 @@ def test_the_step_under_way_counts_as_busy() -> None:
 
     frame = pd.DataFrame({"arrived_s": [0.0], "prompt_tokens": 5, "output_tokens": 40})
     scaler = Autoscaler(metric="busy_fraction", target=0.5, interval_s=10, provisioning_s=1, max_replicas=2)
-    fleet = Fleet(kinds=(ReplicaKind(step_time=Slow(), autoscaler=scaler),))
+    fleet = Fleet(kinds=(ReplicaSpec(step_time=Slow(), autoscaler=scaler),))
     for reference in (False, True):
         _, stats = replay_fleet(frame, fleet, reference=reference)
         assert len(stats.up_s) == 2  # ordered at the first look, long before the run ends

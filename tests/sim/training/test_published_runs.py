@@ -11,7 +11,14 @@ from engine.errors import InputError
 from engine.models.catalog import find_model
 from engine.training.scaling_law import training_flop
 from sim.training.memory import zero_bytes
-from sim.training.published_runs import Comparison, compare, compute_snapshot, load, references, shipped_file
+from sim.training.published_runs import (
+    RunComparison,
+    compare,
+    compute_snapshot,
+    load,
+    references,
+    shipped_file,
+)
 from sim.training.run import inferred_mfu, training_compute
 from sim.utils.paths import scenarios_dir
 
@@ -20,7 +27,7 @@ ROWS = compare(references())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row.case} {row.quantity}" for row in ROWS])
-def test_computed_is_within_five_percent_of_published(row: Comparison) -> None:
+def test_computed_is_within_five_percent_of_published(row: RunComparison) -> None:
     assert not row.inferred
     assert abs(row.error) <= TOLERANCE, f"{row.computed:g} against {row.published:g}: {row.error:+.1%}"
 

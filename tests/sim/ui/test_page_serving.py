@@ -21,7 +21,14 @@ from engine.errors import InputError
 from engine.profile.profile import Profile
 from sim.capacity.configurations import measured_configurations, predicted_configurations
 from sim.capacity.goals import Objective, goal_of
-from sim.capacity.lab import BatchWatch, HardwareComparison, Trial, compare_hardware, try_load, watch_batch
+from sim.capacity.lab import (
+    BatchWatch,
+    HardwareComparison,
+    LoadTrial,
+    compare_hardware,
+    try_load,
+    watch_batch,
+)
 from sim.capacity.offered_load import traffic_load
 from sim.figures import hardware, prompt, serving
 from sim.figures import profile as figures_engine
@@ -41,7 +48,7 @@ def shipped() -> Profile:
 
 
 @pytest.fixture(scope="module")
-def trial() -> Trial:
+def trial() -> LoadTrial:
     return try_load(synthetic_profile(speed=4.0), CHAT, 1.2, WANTED, requests=1000)
 
 
@@ -63,7 +70,7 @@ def comparison() -> HardwareComparison:
 # The experiments.
 
 
-def test_a_trial_counts_what_its_requests_say(trial: Trial) -> None:
+def test_a_trial_counts_what_its_requests_say(trial: LoadTrial) -> None:
     frame, figures = trial.frame, trial.figures
     assert len(frame) == 1000
     ttft_s = frame["first_token_s"] - frame["arrived_s"]
@@ -153,7 +160,7 @@ def test_comparing_can_be_cancelled() -> None:
 
 
 def every_figure(
-    trial: Trial, watch: BatchWatch, comparison: HardwareComparison, shipped: Profile, theme: Any
+    trial: LoadTrial, watch: BatchWatch, comparison: HardwareComparison, shipped: Profile, theme: Any
 ) -> dict[str, Any]:
     weights = np.tril(np.ones((2, 5, 5))) / np.arange(1, 6)[:, None]
     labels = ["The", " cat", "\n", " <b>sat</b>", " down"]
@@ -177,7 +184,7 @@ class _Candidate:
 
 
 def test_every_figure_says_what_it_shows_in_both_themes(
-    trial: Trial, watch: BatchWatch, comparison: HardwareComparison, shipped: Profile
+    trial: LoadTrial, watch: BatchWatch, comparison: HardwareComparison, shipped: Profile
 ) -> None:
     for theme, colours in PALETTES.items():
         other = PALETTES["dark" if theme == "light" else "light"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.profile.profile import Profile
-from engine.profile.step_time import RooflineStepTime, Uncertainty, basis
+from engine.profile.step_time import RooflineStepTime, StepTimeUncertainty, basis
 from sim.validation.calibrate_requests import calibrate_on_requests
 from sim.validation.calibrate_steps import calibrate_on_steps, interval_rows
 from sim.validation.posterior import coefficients, posterior_of, uncertainty_from, with_coefficients
@@ -159,7 +159,7 @@ def test_an_uncertainty_comes_back_from_its_file_form() -> None:
     covariance = np.zeros((5, 5))
     covariance[:4, :4] = root @ root.T
     known = uncertainty_from(covariance, 0.1)
-    assert isinstance(known, Uncertainty)
+    assert isinstance(known, StepTimeUncertainty)
     assert known.active == (0, 1, 2, 3)
     row = [1.0, 2.0, 3.0, 4.0, 5.0]
     assert known.variance(row) == pytest.approx(float(np.array(row) @ covariance @ row), rel=1e-6)

@@ -16,7 +16,7 @@ from engine.batch import SchedulerConfig, vllm_scheduler
 from engine.errors import InputError
 from engine.profile.step_time import StepTimeModel
 from sim.serving.replay import replay
-from sim.serving.step_table import Grid, Line, TableStepTime, from_steps, read_step_times
+from sim.serving.step_table import Grid, PiecewiseLinear, TableStepTime, from_steps, read_step_times
 from tests.helpers.recorded import VIDUR_MAX_TOKENS, latencies, vidur_run, vllm_run
 
 
@@ -93,7 +93,7 @@ class VidursSums:
     def __init__(self, table: TableStepTime) -> None:
         self.table = table
         values = dict(zip(table.dense.knots, table.dense.values, strict=True)) | {385.0: STAIR_S}
-        self.dense = Line(sorted(values), [values[knot] for knot in sorted(values)])
+        self.dense = PiecewiseLinear(sorted(values), [values[knot] for knot in sorted(values)])
 
     def step_time(self, prefill: Sequence[tuple[int, int]], decode_contexts: Sequence[int]) -> float:
         tokens = len(decode_contexts) + sum(chunk for chunk, _ in prefill)
@@ -222,7 +222,7 @@ def test_a_line_meets_its_knots_stays_between_them_and_adds_up(
     values: list[float], start: float, count: int
 ) -> None:
     knots = [10.0 * 2**i for i in range(len(values))]
-    line = Line(knots, values)
+    line = PiecewiseLinear(knots, values)
     assert [line(knot) for knot in knots] == pytest.approx(values)
     inside = min(max(start, knots[0]), knots[-1])
     assert min(values) - 1e-9 <= line(inside) <= max(values) + 1e-9
