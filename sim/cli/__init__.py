@@ -1,5 +1,5 @@
 """How is it asked for in a terminal? One file per group of commands."""
 
-from sim.cli.main import main
+from sim.cli.app import main
 
 __all__ = ["main"]

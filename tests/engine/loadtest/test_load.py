@@ -502,7 +502,7 @@ def test_a_million_requests_fit_in_little_memory() -> None:
 
 # The command
 
-COMMAND = "from sim.cli.main import main; main()"
+COMMAND = "from sim.cli import main; main()"
 
 
 def command(*words: str, **settings: Any) -> subprocess.Popen[str]:

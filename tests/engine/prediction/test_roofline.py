@@ -23,7 +23,7 @@ from engine.profile.hardware import Accelerator, lookup
 from engine.profile.profile import Profile, describe
 from engine.profile.step_time import RooflineStepTime
 from engine.profiling.fit import Step, fit_step_time, relative_errors
-from sim.cli import main
+from sim.cli import app
 from sim.serving.replay import replay
 from sim.serving.step_table import read_step_times
 from tests.helpers.places import ROOT, SHARED
@@ -300,7 +300,7 @@ def test_a_machine_with_another_number_of_threads_is_predicted(here: str, there:
 def run(*words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["flywheel", *words])
     with pytest.raises(SystemExit) as ended:
-        main.main()
+        app.main()
     captured = capsys.readouterr()
     return int(ended.value.code or 0), captured.out + captured.err
 

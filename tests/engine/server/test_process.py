@@ -38,7 +38,7 @@ class Process:
         command = [
             sys.executable,
             "-c",
-            "from sim.cli.main import main; main()",
+            "from sim.cli import main; main()",
             "serve",
             tiny_model(),
             "--port",

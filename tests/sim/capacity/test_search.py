@@ -23,7 +23,7 @@ from sim.capacity.load_test import replay_at
 from sim.capacity.offered_load import trace_load, traffic_load
 from sim.capacity.search import LATENCIES, SearchResult, search
 from sim.capacity.surface import replica_fleet
-from sim.cli import capacity, load_options, main
+from sim.cli import app, capacity, load_options
 from sim.serving.metrics import latencies
 from tests.helpers.profile import synthetic_profile
 
@@ -262,12 +262,12 @@ def _run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     for name, command in (("capacity", capacity.capacity), ("configure", capacity.configure)):
         if not any(
             (each.name or getattr(each.callback, "__name__", "")) == name
-            for each in main.app.registered_commands
+            for each in app.app.registered_commands
         ):
-            main.app.command(name)(command)
+            app.app.command(name)(command)
     monkeypatch.setattr("sys.argv", ["flywheel", *words])
     with pytest.raises(SystemExit) as left:
-        main.main()
+        app.main()
     return int(left.value.code or 0)
 
 

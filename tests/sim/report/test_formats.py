@@ -248,7 +248,7 @@ def test_the_command_writes_what_it_is_asked_for(
 ) -> None:
     import sys
 
-    from sim.cli import main
+    from sim.cli import app
 
     monkeypatch.chdir(tmp_path)
     words = [
@@ -264,13 +264,13 @@ def test_the_command_writes_what_it_is_asked_for(
     ]
     monkeypatch.setattr(sys, "argv", [*words, "--lang", "zh", "--sections", "summary"])
     with pytest.raises(SystemExit) as stop:
-        main.main()
+        app.main()
     assert stop.value.code == 0
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["report.xlsx", "result.json"]
     assert "ARR at the end" in capsys.readouterr().out  # the terminal speaks English
     monkeypatch.setattr(sys, "argv", [*words[:-1], "p", "--format", "docx"])
     with pytest.raises(SystemExit) as stop:
-        main.main()
+        app.main()
     assert stop.value.code == 2
     assert "formats: found docx" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()

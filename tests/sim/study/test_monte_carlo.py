@@ -252,7 +252,7 @@ def test_failed_runs_are_left_out_and_counted() -> None:
         monte_carlo(company(**{"deployment.ttft_p95_s": 1e-4}), runs=4, workers=0)
 
 
-CLI = "from sim.cli.main import main; main()"
+CLI = "from sim.cli import main; main()"
 
 
 def test_the_command_runs_resumes_and_refuses(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.cli import main
+from sim.cli import app
 from sim.utils import paths
 from tests.helpers.imports import loaded_by
 from tests.helpers.places import ROOT
@@ -31,7 +31,7 @@ def flywheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def call(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["flywheel", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
-            main.main()
+            app.main()
         out, err = capsys.readouterr()
         return int(stop.value.code or 0), out, err
 
