@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.progress import Progress, no_progress
 from sim.company.provenance import command_line, provenance_rows
 from sim.i18n.translate import LANGUAGES, speaking
 from sim.i18n.translate import language as language_now
@@ -45,7 +46,6 @@ __all__ = [
     "write_outputs",
 ]
 
-Progress = Callable[[float, str], None]
 FILES = ("report.html", "monthly.csv", "ledger.parquet", "result.json")  # unless formats are named
 FORMATS = ("html", "pdf", "xlsx", "csv", "parquet", "json")
 _SCHEMA = Path(__file__).with_name("outputs.schema.json")
@@ -81,7 +81,7 @@ def write_outputs(
     """
     folder = Path(out_dir)
     check_choices(formats, sections, language)
-    makers = _makers(result, formats, chosen_sections(sections), progress or (lambda done, what: None), study)
+    makers = _makers(result, formats, chosen_sections(sections), progress or no_progress, study)
     staging = folder / f".partial-{os.getpid()}"
     try:
         staging.mkdir(parents=True, exist_ok=True)

@@ -26,21 +26,12 @@ from engine.errors import InputError
 from engine.feedback.simulated_users import SimulatedUsage, collect, serve_users
 from engine.training.cleaning import CleaningRules
 from engine.training.config import TrainConfig, TrainReport
-from engine.training.data import (
-    Document,
-    PreparedData,
-    Progress,
-    Tokens,
-    pack,
-    part,
-    prepare,
-    select,
-    tokenize,
-)
+from engine.training.data import Document, PreparedData, Tokens, pack, part, prepare, select, tokenize
 from engine.training.optimizer import evaluate, threads_for
 from engine.training.trainer import new_model, save_model, train
 from engine.usage.meter import log_lines
 from engine.utils.files import write_atomically
+from engine.utils.progress import Progress
 
 # Users of the default text write network and test code; everything else in the library is the bought text.
 USER_PACKAGES = ("asyncio", "concurrent", "email", "http", "logging", "multiprocessing", "unittest", "urllib")

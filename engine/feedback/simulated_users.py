@@ -22,8 +22,9 @@ import numpy as np
 from engine.errors import InputError
 from engine.inference.llm import LLM
 from engine.training.cleaning import CleaningRules
-from engine.training.data import Document, Progress, select
+from engine.training.data import Document, select
 from engine.usage.meter import Served
+from engine.utils.progress import Progress
 
 _THREADS = 16  # users at a time
 

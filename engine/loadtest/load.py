@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from engine.errors import InputError
 from engine.loadtest.client import Answer, Client, Dialect, Endpoint
 from engine.loadtest.result import STATUSES, FloatArray, GapHistogram, LoadResult
-
-Progress = Callable[[float, str], None]
+from engine.utils.progress import Progress, no_progress
 
 _UNSENT, _UNDER_WAY = -2, -1
 _REPORT_S = 0.25
@@ -100,7 +99,7 @@ async def send_load(
     run = _Run(arrived_s, prompt, output, concurrency, seed, blocks)
     async with Client(endpoint, timeout_s) as client:
         await client.greet()
-        await run.drive(client, progress or (lambda _fraction, _what: None))
+        await run.drive(client, progress or no_progress)
     return run.result(requests)
 
 

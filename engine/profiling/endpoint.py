@@ -18,7 +18,6 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -37,8 +36,7 @@ from engine.profile.model_shape import ModelShape
 from engine.profile.profile import SCHEMA_VERSION, Profile
 from engine.profiling.endpoint_survey import Findings, Survey, measurements
 from engine.profiling.profiler import fit_and_judge
-
-Progress = Callable[[float, str], None]
+from engine.utils.progress import Progress, no_progress
 
 BLOCK_TOKENS = 16
 _CONTEXT = 4096  # tokens, where nobody says
@@ -158,7 +156,7 @@ async def survey_endpoint(
             max_running=known.max_running_requests,
             step_tokens=known.max_step_tokens,
             seed=seed,
-            progress=progress or (lambda _fraction, _what: None),
+            progress=progress or no_progress,
         )
         found = await survey.run()
         if "ignore_eos" not in dialect.fields:

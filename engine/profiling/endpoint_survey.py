@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,8 +20,7 @@ from engine.loadtest.client import Client
 from engine.profile.profile import Measurement
 from engine.profiling.endpoint_steps import Burst, as_budget, burst, chunk_of, first_token_s
 from engine.profiling.grid import BATCHES, is_held_out
-
-Progress = Callable[[float, str], None]
+from engine.utils.progress import Progress
 
 SHORT_PROMPT = 16  # tokens, of streams whose context is to be small
 _PLAIN_STEPS = 10  # decode steps of a burst in which nothing else runs

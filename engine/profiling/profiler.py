@@ -31,6 +31,7 @@ from engine.profiling.fit import fit_step_time, relative_errors
 from engine.profiling.grid import GridPoint, default_grid, is_held_out
 from engine.profiling.perplexity import measure_quality
 from engine.profiling.power import PowerMeter
+from engine.utils.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from engine.inference.llm import LLM
     from engine.inference.model_runner import ModelRunner
 
-ProgressReport = Callable[[float, str], None]
 
 _MIN_PASSES, _MAX_PASSES = 2, 15
 _MIN_POINTS = 24
@@ -56,7 +56,7 @@ def measure_profile(
     price_usd_per_hour: float | None = None,
     budget_s: float = 50.0,
     seed: int = 0,
-    progress: ProgressReport | None = None,
+    progress: Progress | None = None,
     grid: Sequence[GridPoint] | None = None,
     training: bool = True,
 ) -> Profile:
@@ -79,7 +79,7 @@ def measure_profile(
     if not 0 < budget_s < float("inf"):
         raise InputError(f"budget_s {budget_s}: a positive number of seconds is allowed")
     training_s = _TRAINING_SHARE * budget_s if training else 0.0
-    report = progress or (lambda _fraction, _what: None)
+    report = progress or no_progress
     hardware = detect(device, price_usd_per_hour)
     report(0.0, "loading the model")
     with PowerMeter(device) as idle:
@@ -185,7 +185,7 @@ def fit_and_judge(measured: Sequence[Measurement]) -> tuple[Any, FitReport]:
 
 
 def _measure(
-    llm: LLM, points: Sequence[GridPoint], budget_s: float, seed: int, report: ProgressReport
+    llm: LLM, points: Sequence[GridPoint], budget_s: float, seed: int, report: Progress
 ) -> tuple[list[list[float]], list[GridPoint]]:
     """Times of every point, in seconds, and the points that the budget allowed (in grid order)."""
     rng = random.Random(seed)

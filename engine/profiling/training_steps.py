@@ -24,10 +24,10 @@ from engine.models.load import free_bytes, load_model
 from engine.profile.model_shape import ModelShape
 from engine.profile.profile import TrainingPoint
 from engine.training.config import TrainConfig
-from engine.training.data import Progress
 from engine.training.optimizer import new_optimizer, optimizer_step, peak_flops
 from engine.training.scaling_law import TRAINING_FLOP
 from engine.utils.memory import peak_memory_bytes, reset_peak_memory
+from engine.utils.progress import Progress
 
 GRID = ((1, 64), (1, 256), (4, 256), (1, 1024), (4, 64), (16, 64), (16, 256), (4, 1024), (16, 1024))
 _TYPICAL_MFU = 0.3  # to guess what the first step will take

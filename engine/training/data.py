@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from engine.errors import InputError
 from engine.training.cleaning import CleaningRules, clean, cut, reason_to_remove
 from engine.training.dedup import near_duplicates
+from engine.utils.progress import Progress
 
-Progress = Callable[[float, str], None]
 Tokens = NDArray[np.int32]
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")

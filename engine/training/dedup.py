@@ -12,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.utils.progress import Progress
 
 SHINGLE_WORDS = 5
 BANDS, ROWS = (
@@ -32,7 +34,7 @@ Hashes = NDArray[np.uint64]
 
 
 def near_duplicates(
-    texts: Sequence[str], similarity: float = 0.8, progress: Callable[[float, str], None] | None = None
+    texts: Sequence[str], similarity: float = 0.8, progress: Progress | None = None
 ) -> list[int | None]:
     """For each text, the index of an earlier *kept* text that resembles it by at least `similarity`, or None.
 

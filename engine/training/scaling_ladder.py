@@ -27,12 +27,13 @@ import torch
 from engine.errors import InputError
 from engine.profile.hardware import detect
 from engine.training.config import TrainConfig
-from engine.training.data import Document, PreparedData, Progress, part, prepare, train_tokenizer
+from engine.training.data import Document, PreparedData, part, prepare, train_tokenizer
 from engine.training.optimizer import batch_rows, evaluate, new_optimizer, optimizer_step, threads_for
 from engine.training.scaling_fit import LEVEL, HeldOut, Point, held_out, intervals, undetermined, with_draws
 from engine.training.scaling_law import TRAINING_FLOP, ScalingConstants, ScalingFit, fit
 from engine.training.trainer import new_model
 from engine.utils.files import write_atomically
+from engine.utils.progress import Progress
 
 SIZES = ((2, 32), (2, 64), (3, 96), (4, 128))  # layers, width
 COOLDOWN = 0.2  # of a run's tokens

@@ -32,15 +32,7 @@ from engine.training.checkpoint import (
     training_tensors,
 )
 from engine.training.config import TrainConfig, TrainReport
-from engine.training.data import (
-    PreparedData,
-    Progress,
-    Tokens,
-    part,
-    prepare,
-    read_documents,
-    train_tokenizer,
-)
+from engine.training.data import PreparedData, Tokens, part, prepare, read_documents, train_tokenizer
 from engine.training.optimizer import (
     batch_rows,
     evaluate,
@@ -52,6 +44,7 @@ from engine.training.optimizer import (
 from engine.training.python_docs import MAX_MB, standard_library
 from engine.training.scaling_law import TRAINING_FLOP, training_flop
 from engine.utils.memory import peak_memory_bytes, reset_peak_memory
+from engine.utils.progress import Progress
 
 DEFAULT_TOKENIZER = "smollm2-135m"
 OnStep = Callable[[int, float | None, float | None], None]  # step, its loss, validation loss after it

@@ -8,7 +8,7 @@ measured (`sim.actuals.calibration`) and goes on from the month after, with the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.progress import Progress, no_progress
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.actuals.books import RENTED, Books, keep_books
 from sim.actuals.calibration import Calibration, calibrate
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
     from sim.study.monte_carlo import MonteCarlo
 
-Progress = Callable[[float, str], None]
 AHEAD_MONTHS = 12  # of a forecast, when the plan's own months are over
 
 
@@ -105,7 +105,7 @@ def plan_against_actual(
     from sim.company.simulate import simulate
     from sim.study.monte_carlo import monte_carlo
 
-    report = progress or (lambda fraction, what: None)
+    report = progress or no_progress
     _check(inactive_months, ahead_months, runs)
     metered = read_meter(database, months, now_s=now_s, progress=_part(report, 0.0, 0.3))
     first = _first(scenario, metered)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from engine.errors import InputError
 from engine.usage.database import REQUESTS, month_bounds_s, month_of, open_database, told
 from engine.usage.meter import BILLED_STATUSES, Used, usage_frame, used_by_key
+from engine.utils.progress import Progress
 from sim.billing.charges import month_index
 from sim.company.monthly_table import month_labels
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from engine.usage.api_keys import ApiKey
 
-Progress = Callable[[float, str], None]
 MOST_MONTHS = 240
 SAMPLED_PER_MONTH = 4_000  # requests kept one by one, for the distribution of lengths
 _MONTHS = re.compile(r"(\d{4}-(?:0[1-9]|1[0-2]))(?:\.\.(\d{4}-(?:0[1-9]|1[0-2])))?")

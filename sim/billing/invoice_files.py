@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.usage.database import month_bounds_s
 from engine.utils.files import write_atomically
+from engine.utils.progress import Progress
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.billing.charges import TOKEN_KINDS, InvoiceLine
 from sim.billing.invoices import MICRO_PER_CENT, Bill, Invoice
@@ -59,9 +60,7 @@ def usd(micro_usd: int, decimals: int = 6) -> str:
     return f"{'-' if micro_usd < 0 and units else ''}{whole}" + (f".{rest:0{decimals}d}" if decimals else "")
 
 
-def write_bill(
-    bill: Bill, folder: Path, *, pdf: bool = True, progress: Callable[[float, str], None] | None = None
-) -> list[Path]:
+def write_bill(bill: Bill, folder: Path, *, pdf: bool = True, progress: Progress | None = None) -> list[Path]:
     """Write MONTH.csv with the lines of all invoices, and NUMBER.csv and NUMBER.pdf of each; gives their paths.
 
     The PDFs speak the language of the moment; the CSVs, for machines, English.

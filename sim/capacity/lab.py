@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.profile import Profile
+from engine.utils.progress import Progress, no_progress
 from sim.capacity.configurations import Configuration, Refused
 from sim.capacity.goals import Goal, Objective
 from sim.capacity.offered_load import OfferedLoad, traffic_load
@@ -30,7 +31,6 @@ from sim.serving.metrics import summary
 from sim.serving.replay import ReplayStats, replay_fleet
 from sim.serving.timeline import timeline
 
-Progress = Callable[[float, str], None]
 MAX_REQUESTS = 100_000
 
 
@@ -134,7 +134,7 @@ def try_load(
     Raises:
         InputError: a value that is not allowed.
     """
-    report = progress or (lambda _fraction, _what: None)
+    report = progress or no_progress
     if not 1 <= requests <= MAX_REQUESTS:
         raise InputError(f"requests: found {requests}, allowed is 1 to {MAX_REQUESTS:,}")
     report(0.0, "drawing requests")
@@ -194,7 +194,7 @@ def watch_batch(
     Raises:
         InputError: a value that is not allowed.
     """
-    report = progress or (lambda _fraction, _what: None)
+    report = progress or no_progress
     if not 0 < cache_share <= 1:
         raise InputError(f"cache_share: found {cache_share}, allowed is a share of the KV cache in (0, 1]")
     report(0.0, "simulating the replica")
@@ -230,7 +230,7 @@ def compare_hardware(
     Raises:
         InputError: as `sim.capacity.search.search`.
     """
-    report = progress or (lambda _fraction, _what: None)
+    report = progress or no_progress
     rows, refused = [], []
     for number, each in enumerate(configurations):
         report(0.5 * number / len(configurations), each.name)

@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.capacity.goals import Goal, Judgement, judge
 from sim.capacity.offered_load import BLOCK, OfferedLoad
 from sim.serving.fleet_config import Fleet, Retries
@@ -37,8 +38,6 @@ _SLOTS = 20  # a replay has so many requests for each place in the fleet's batch
 _MOST = 200_000
 _STEP, _MOST_STEPS = 1.12, 30  # raising the rate of sessions
 _KEEPS_UP = 0.97  # of what goes in comes out
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

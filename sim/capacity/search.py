@@ -26,9 +26,10 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.progress import Progress, no_progress
 from sim.capacity.configurations import Bounds, Configuration, Refused, bounds, can_never_serve
 from sim.capacity.goals import Goal, check_goal, judge
-from sim.capacity.load_test import Progress, replay_at
+from sim.capacity.load_test import replay_at
 from sim.capacity.offered_load import OfferedLoad
 from sim.capacity.surface import REQUESTS_PER_RATE, CapacitySurface, fleet_capacity, replica_fleet
 
@@ -113,7 +114,7 @@ def search(
         raise InputError(f"latency: found {against!r}, allowed are {', '.join(LATENCIES)}")
     if not configurations:
         raise InputError("configurations: found none, allowed is at least one")
-    report = progress or (lambda _fraction, _what: None)
+    report = progress or no_progress
     sample = load.at(rate_rps, load.rows or requests, seed)
     check_goal(goal, sample)
     refused, able = [], []

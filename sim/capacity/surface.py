@@ -34,8 +34,9 @@ from engine.batch import SchedulerConfig
 from engine.profile.profile import Profile
 from engine.utils.files import cache_dir as default_cache_dir
 from engine.utils.files import write_atomically
+from engine.utils.progress import Progress, no_progress
 from sim.capacity.goals import Goal, Limit, MetShare, Objective, check_goal, goal_content, goal_of
-from sim.capacity.load_test import COLUMNS, LoadTest, Progress, run_load_test
+from sim.capacity.load_test import COLUMNS, LoadTest, run_load_test
 from sim.capacity.offered_load import OfferedLoad, traffic_load
 from sim.serving.fleet_config import Fleet, ReplicaSpec
 from sim.workload.traffic_classes import traffic_mix
@@ -228,7 +229,7 @@ def _known_or_simulated(
     cache_dir: Path | None,
     progress: Progress | None,
 ) -> CapacitySurface:
-    report = progress or (lambda _fraction, _what: None)
+    report = progress or no_progress
     path = None
     provenance: dict[str, Any] = {"method": METHOD_VERSION, "seed": seed, "requests_per_rate": requests}
     if inputs is not None:

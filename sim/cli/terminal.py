@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import InputError
+from engine.utils import progress
 
 if TYPE_CHECKING:
     from engine.profile.profile import Profile
@@ -95,7 +96,7 @@ def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> 
 
 
 @contextmanager
-def progress_bar(title: str, redraws_per_s: float = 10.0) -> Iterator[Callable[[float, str], None]]:
+def progress_bar(title: str, redraws_per_s: float = 10.0) -> Iterator[progress.Progress]:
     """A progress bar on standard error; yields report(fraction done, what is being done).
 
     With 0 redraws per second it is drawn at reports only: drawing takes time from what is measured meanwhile.

@@ -9,7 +9,6 @@ records.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 from simpy.events import ProcessGenerator
 
+from engine.utils.progress import Progress, no_progress
 from sim.accounting.ledger import HOURS_PER_MONTH, Ledger
 from sim.accounting.statements import Statements
 from sim.company import tables
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from sim.capacity.surface import CapacitySurface
     from sim.scenario.scenario import Scenario
 
-Progress = Callable[[float, str], None]
 _SURFACE_SHARE = 0.8  # of the progress bar: the surface may take seconds, the months take a fraction of one
 
 
@@ -118,7 +117,7 @@ def simulate(
     Raises:
         InputError: no profile of the model, a profile of another model, or an objective that cannot be met.
     """
-    report = progress or (lambda fraction, what: None)
+    report = progress or no_progress
     profile = _profile_for(scenario, profile)
     if surface is None:
         surface = _surface_for(scenario, profile, lambda done, what: report(_SURFACE_SHARE * done, what))

@@ -6,13 +6,14 @@ runs of the same model, and the claim of the article that this project started f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import InputError
 from engine.models.catalog import CatalogModel, find_model
 from engine.profile.hardware import CATALOG, Accelerator, lookup
+from engine.utils.progress import Progress
 from sim.planner.serving import ServingAnswer, ServingNeed, serve
 from sim.planner.training import (
     LONGEST_SEQUENCE_TOKENS,
@@ -28,8 +29,6 @@ from sim.training.run import LLAMA3_NODE_MTBF_H, LLAMA_GRID_G_PER_KWH, LLAMA_PUE
 
 DEFAULT_ON = ("A100 SXM 80 GB", "H100 SXM 80 GB")
 TOKENS_PER_PARAMETER = 20.0  # compute-optimal: Hoffmann et al. 2022, arXiv:2203.15556
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

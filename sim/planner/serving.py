@@ -12,7 +12,6 @@ clock slowed, so its capacity under an objective is that of the predicted one un
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -25,6 +24,7 @@ from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, EngineDeplo
 from engine.prediction.roofline import predict_profile
 from engine.profile.hardware import Accelerator
 from engine.profile.profile import Profile
+from engine.utils.progress import Progress
 from sim.capacity.goals import Objective
 from sim.capacity.surface import CapacitySurface, capacity_surface
 from sim.workload.traffic_classes import traffic_mix
@@ -33,8 +33,6 @@ WIDTHS = (1, 2, 4, 8)  # accelerators of one replica, within one machine
 LEVEL = 0.9  # of the interval
 _USABLE = 0.95  # of an accelerator's memory, as engine.prediction.engine_efficiency takes it
 _NO_PRICE = 0.0  # a row without a list price is predicted all the same; its cost stays unknown
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.utils.progress import Progress, no_progress
 from sim.company.provenance import program_version
 from sim.figures.theme import palette
 from sim.i18n import numbers
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sim.company.simulate import Result
     from sim.study.monte_carlo import MonteCarlo
 
-Progress = Callable[[float, str], None]
 _TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
 _MOST_COLUMNS = 8  # of a table across a page
 # Letters without a space: beyond, a line may break within. A hash stays whole.
@@ -49,7 +49,7 @@ def report_pdf(
         InputError: an unknown section or language; no browser to draw the figures with; no font for Chinese text.
     """
     chosen = content.chosen_sections(sections)
-    report = progress or (lambda done, what: None)
+    report = progress or no_progress
     with speaking(language or language_now()):
         drawn = content.report_figures(result, chosen, study)
         figures = {name: figure for section in drawn.values() for name, figure in section.items()}

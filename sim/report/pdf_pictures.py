@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import InputError
+from engine.utils.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Progress = Callable[[float, str], None]
 SIZE_PX = (760, 415)  # two with their titles fill a page of A4
 
 
@@ -49,9 +49,7 @@ def draw_pictures(
     bare = {name: without_title(figure) for name, figure in figures.items()}
     for _, _, figure in bare.values():
         figure.layout.font.family = ", ".join(f"'{name}'" for name in fonts)
-    drawn = _draw(
-        {name: figure for name, (_, _, figure) in bare.items()}, progress or (lambda done, what: None)
-    )
+    drawn = _draw({name: figure for name, (_, _, figure) in bare.items()}, progress or no_progress)
     return {name: Picture(name, title, subtitle, drawn[name]) for name, (title, subtitle, _) in bare.items()}
 
 

@@ -7,12 +7,13 @@ theirs, and its noise is that of the difference alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.study.shares import with_shares_kept
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sim.study.runs.run_points import Point
     from sim.study.runs.workers import Place
 
-Progress = Callable[[float, str], None]
 Candidate = Mapping[str, Any]  # {dotted key: value}
 
 

@@ -27,6 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.scenario.conditions import Condition, Measure, parse_condition, parse_measure, require_outcomes
 from sim.scenario.outcomes import OUTCOMES
 from sim.study.estimates import estimate, half_width, wilson
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
     from sim.study.runs.workers import Place
 
-Progress = Callable[[float, str], None]
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 FAN_COLUMNS = ("revenue_usd", "cash_usd", "gross_margin", "customers")
 BATCH = 256  # runs between two looks; a power of two, for Sobol' sequences

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,14 +27,13 @@ from ruamel.yaml.error import YAMLError
 
 from engine.errors import InputError
 from engine.utils.files import write_atomically
+from engine.utils.progress import Progress, no_progress
 from sim.traces.fit_arrivals import ArrivalFit, fit_arrivals
 from sim.traces.fit_quality import FitQuality, compare, ks_distance, rank_correlation
 from sim.workload.arrivals import GammaRenewal, GapTable, MarkovModulated, Process
 from sim.workload.generate import generate
 from sim.workload.requests import check_requests
 from sim.workload.traffic_classes import Quantiles, TrafficClass
-
-Progress = Callable[[float, str], None]
 
 _CLOSE_ENOUGH = 0.02  # Kolmogorov-Smirnov distance
 _CHANCE = 1.36  # over √n: the distance that chance exceeds in 5 of 100 samples
@@ -213,7 +211,7 @@ def fit(requests: pd.DataFrame, source: str = "requests", progress: Progress | N
     if "after" in checked and (checked["after"] >= 0).any():
         row = int(np.argmax(checked["after"].to_numpy() >= 0))
         raise InputError(f"{source}: row {row}: waits for another request; only free arrivals can be fitted")
-    report = progress or (lambda _fraction, _what: None)
+    report = progress or no_progress
     arrivals = fit_arrivals(
         checked["arrived_s"].to_numpy(), lambda part, what: report(0.8 * part, f"arrivals: {what}")
     )

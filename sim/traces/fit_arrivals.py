@@ -20,13 +20,14 @@ then fitted to the arrivals as they would have come at a steady rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.workload.arrivals import FloatArray, GammaRenewal, GapTable, MarkovModulated, Process, out_of_shape
 
 MOST_STATES = 4
@@ -48,7 +49,7 @@ class ArrivalFit:
     bic: dict[str, float] = field(default_factory=dict)  # by candidate; lower is better
 
 
-def fit_arrivals(times_s: FloatArray, progress: Callable[[float, str], None] | None = None) -> ArrivalFit:
+def fit_arrivals(times_s: FloatArray, progress: Progress | None = None) -> ArrivalFit:
     """Fit arrival times [s], sorted; `progress` is called with (fraction done, what is being done).
 
     Raises:

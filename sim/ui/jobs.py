@@ -23,6 +23,7 @@ import streamlit as st
 
 from engine.errors import InputError
 from engine.profile.profile import Profile
+from engine.utils.progress import Progress
 from sim.i18n.translate import language, mark, speaking
 from sim.utils.paths import resolve_profile
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
 
 T = TypeVar("T")
-Tell = Callable[[float, str], None]
 Lane = Literal["run", "study", "idle", "engine"]
 
 _WORKERS: dict[Lane, int] = {"run": 2, "study": 2, "idle": 1, "engine": 1}
@@ -110,7 +110,7 @@ class Bench:
                 Thread(target=self._serve, args=(lane,), name=f"{lane}-{number}", daemon=True).start()
 
     def start(
-        self, key: Hashable, work: Callable[[Tell], T], *, patience_s: float = 0.0, lane: Lane = "study"
+        self, key: Hashable, work: Callable[[Progress], T], *, patience_s: float = 0.0, lane: Lane = "study"
     ) -> Job[T]:
         """The job of this key: found, or started with `work(tell)`; waited for up to `patience_s`.
 
@@ -150,7 +150,7 @@ class Bench:
         """
         profile = profile_of(scenario.deployment.model)
 
-        def simulated(tell: Tell) -> Result:
+        def simulated(tell: Progress) -> Result:
             from sim.company.simulate import simulate
 
             return simulate(scenario, seed=seed, profile=profile, progress=tell)
@@ -212,7 +212,7 @@ def _load(path: str, changed_ns: int) -> Profile:
     return Profile.load(path)
 
 
-def _task(job: Job[T], work: Callable[[Tell], T], code: str) -> Callable[[], None]:
+def _task(job: Job[T], work: Callable[[Progress], T], code: str) -> Callable[[], None]:
     def task() -> None:
         try:
             with speaking(code):

@@ -23,8 +23,8 @@ import streamlit as st
 from engine.errors import InputError
 from engine.profile.hardware import HardwareInfo, detect
 from engine.profile.profile import Profile
+from engine.utils.progress import Progress
 from sim.i18n.translate import mark
-from sim.ui.jobs import Tell
 from sim.ui.process_tasks import run_apart
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class ModelSession:
 
     _loaded: tuple[Choice, LLM] | None = None
 
-    def measure(self, choice: Choice, budget_s: float, training: bool, tell: Tell) -> Profile:
+    def measure(self, choice: Choice, budget_s: float, training: bool, tell: Progress) -> Profile:
         """Measure a profile of the model on this machine, in another process.
 
         Raises:
@@ -126,7 +126,7 @@ class ModelSession:
             return Profile.load(path)
 
     def answer(
-        self, answer: ModelAnswer, chat: bool, max_tokens: int, temperature: float, seed: int, tell: Tell
+        self, answer: ModelAnswer, chat: bool, max_tokens: int, temperature: float, seed: int, tell: Progress
     ) -> ModelAnswer:
         """Let the model answer `answer.asked`, filling `answer` token by token.
 
@@ -157,7 +157,14 @@ class ModelSession:
         return answer
 
     def inspect(
-        self, choice: Choice, text: str, chat: bool, layer: int, count: int, temperature: float, tell: Tell
+        self,
+        choice: Choice,
+        text: str,
+        chat: bool,
+        layer: int,
+        count: int,
+        temperature: float,
+        tell: Progress,
     ) -> PromptInspection:
         """Attention, next tokens and loss of a text.
 
@@ -178,7 +185,7 @@ class ModelSession:
             loss=text_loss(llm, tokens) if len(tokens) > 1 else None,
         )
 
-    def _model(self, choice: Choice, tell: Tell) -> LLM:
+    def _model(self, choice: Choice, tell: Progress) -> LLM:
         """The loaded model; another one makes room first."""
         if self._loaded is None or self._loaded[0] != choice:
             tell(0.0, _LOADING)

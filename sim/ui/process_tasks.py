@@ -19,8 +19,8 @@ from threading import Thread
 from typing import Any
 
 from engine.errors import InputError
+from engine.utils.progress import Progress, no_progress
 
-Progress = Callable[[float, str], None]
 Tell = Callable[..., None]
 
 _POLL_S = 0.2  # how often the caller may cancel
@@ -44,7 +44,7 @@ def run_apart(
     Raises:
         InputError: the task refused its arguments, or the process ended without finishing; says why in one line.
     """
-    report = progress or (lambda _fraction, _doing: None)
+    report = progress or no_progress
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "sim.ui.process_tasks", task, json.dumps(arguments)],

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import streamlit as st
 
+from engine.utils.progress import Progress
 from sim.i18n.translate import tr
 from sim.scenario.scenario import Scenario
 from sim.ui import components, edits
-from sim.ui.jobs import Job, Tell, bench
+from sim.ui.jobs import Job, bench
 from sim.ui.url_state import as_text
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def with_seed(scenario: Scenario, seed: int) -> Scenario:
     return scenario if scenario.seed == seed else scenario.override({"seed": seed})
 
 
-def study(kind: str, label: str, about: Hashable, work: Callable[[Tell], T]) -> T | None:
+def study(kind: str, label: str, about: Hashable, work: Callable[[Progress], T]) -> T | None:
     """The outcome of a study, started if it is not known; until then its progress (see `parts.outcome`).
 
     What this visitor asked of the same kind before, and nobody waits for any more, is given up.

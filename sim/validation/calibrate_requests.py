@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from engine.batch import SchedulerConfig
 from engine.profile.profile import Profile
+from engine.utils.progress import Progress, no_progress
 from sim.serving.metrics import latencies
 from sim.serving.replay import replay_with_stats
 from sim.validation.calibrate_steps import calibrated, note_of, update
 from sim.validation.posterior import Posterior, bend_covariance, posterior_of, with_coefficients
 
 FloatArray = NDArray[np.float64]
-ProgressReport = Callable[[float, str], None]
 
 _MOST_SPEED = 2.0  # |log(speed of that machine / of the profile's)| that is looked for
 _KIND_SD = 0.3  # of that logarithm, for each kind of work on its own
@@ -41,7 +41,7 @@ def calibrate_on_requests(
     source: str,
     scheduler: SchedulerConfig | None = None,
     seen: slice | None = None,
-    progress: ProgressReport | None = None,
+    progress: Progress | None = None,
 ) -> Profile:
     """The profile after seeing when another server's requests got their first and last token.
 
@@ -53,7 +53,7 @@ def calibrate_on_requests(
         seen: rows whose times may be looked at; the others only take part in the replay.
         progress: called with (fraction done, what is being done).
     """
-    report = progress or (lambda _fraction, _what: None)
+    report = progress or no_progress
     prior = posterior_of(profile)
     config = scheduler or profile.scheduler_config()
     groups = _groups(recorded, np.arange(len(recorded))[seen or slice(None)])

@@ -16,7 +16,7 @@ import heapq
 import json
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,13 @@ import pandas as pd
 from engine.errors import InputError
 from engine.utils.files import write_atomically
 from engine.utils.json_file import read_json_object
+from engine.utils.progress import Progress, no_progress
 from sim.workload.requests import check_requests
 
 if TYPE_CHECKING:
     from engine.batch import Step
     from engine.inference.llm import LLM
 
-ProgressReport = Callable[[float, str], None]
 
 _LONGEST_NAP_S = 0.002  # a sleep may end late; the rest of a wait is spun
 _WARM_UP = ((0.25, 1), (1.0, 4), (0.5, 16))  # (share of the step's token budget, requests)
@@ -83,7 +83,7 @@ class Observation:
 
 
 def observe(
-    llm: LLM, requests: pd.DataFrame, *, seed: int = 0, progress: ProgressReport | None = None
+    llm: LLM, requests: pd.DataFrame, *, seed: int = 0, progress: Progress | None = None
 ) -> Observation:
     """Serve `requests` in real time and note when everything happened; takes as long as the requests do.
 
@@ -108,7 +108,7 @@ def observe(
     prompts = build_prompts(requests, llm.config.block_tokens, llm.shape.vocab_size, seed)
     _check_fit(llm, requests)
     llm.scheduler = Scheduler(llm.config)
-    run = _Run(llm, requests, prompts, progress or (lambda _fraction, _what: None))
+    run = _Run(llm, requests, prompts, progress or no_progress)
     llm.on_step = run.note_step
     try:
         run.serve()
@@ -181,7 +181,7 @@ class _Run:
     """One observation under way."""
 
     def __init__(
-        self, llm: LLM, requests: pd.DataFrame, prompts: list[list[int]], progress: ProgressReport
+        self, llm: LLM, requests: pd.DataFrame, prompts: list[list[int]], progress: Progress
     ) -> None:
         self.llm, self.requests, self.prompts, self.progress = llm, requests, prompts, progress
         count = len(requests)

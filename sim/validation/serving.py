@@ -7,7 +7,7 @@ biases no load. Calibration looks at runs of its own, made before the others, wh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ import pandas as pd
 from engine.errors import InputError
 from engine.profile.profile import Profile
 from engine.utils.files import write_atomically
+from engine.utils.progress import Progress, no_progress
 from sim.utils.serialise import json_ready
 from sim.validation.calibrate_steps import calibrate_on_steps
 from sim.validation.compare import (
@@ -36,7 +37,6 @@ from sim.validation.posterior import posterior_of
 if TYPE_CHECKING:
     from engine.inference.llm import LLM
 
-ProgressReport = Callable[[float, str], None]
 
 _CALIBRATION_LOADS = ("0.6", BURST)  # few and many requests at once
 _CALIBRATION_SHARE = 0.5  # of the requests of a run
@@ -91,7 +91,7 @@ def validate_serving(
     model: str | None = None,
     device: str = "cpu",
     seed: int = 0,
-    progress: ProgressReport | None = None,
+    progress: Progress | None = None,
 ) -> ServingValidation:
     """Serve and replay `runs` × `loads` of `requests` requests each, and compare.
 
@@ -114,7 +114,7 @@ def validate_serving(
     from engine.profile.hardware import detect
     from engine.profiling.profiler import fill_cache, software_versions
 
-    lengths, report = lengths or Lengths(), progress or (lambda _fraction, _what: None)
+    lengths, report = lengths or Lengths(), progress or no_progress
     if requests < 1 or runs < 1:
         raise InputError(f"requests, runs: found {requests} and {runs}, allowed are whole numbers ≥ 1")
     name = model or profile.model.name
@@ -196,7 +196,7 @@ class _Plan:
         requests: int,
         runs: int,
         calibrate: bool,
-        report: ProgressReport,
+        report: Progress,
     ) -> None:
         seconds = [requests / rate / (0.5 if load == BURST else min(1.0, float(load))) for load in loads]
         self.whole_s = runs * sum(seconds)
@@ -204,7 +204,7 @@ class _Plan:
             self.whole_s += _CALIBRATION_SHARE * requests / rate * (1 / 0.6 + 1 / 0.5)
         self.report, self.passed_s = report, 0.0
 
-    def step(self, frame: pd.DataFrame, what: str) -> ProgressReport:
+    def step(self, frame: pd.DataFrame, what: str) -> Progress:
         """The report of one run within the whole."""
         began_s, takes_s = self.passed_s, float(frame["arrived_s"].max())
         self.passed_s += takes_s

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.scenario.outcomes import OUTCOMES
 from sim.study.runs.run_folder import RunFolder
 from sim.study.runs.worker import Row
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from engine.profile.profile import Profile
     from sim.scenario.scenario import Scenario
 
-Progress = Callable[[float, str], None]
 CHUNK = 8  # runs: about half a second, so little is lost by a kill, and workers end almost together
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.actuals.bank import bank_in
 from sim.actuals.compare import Actuals, plan_against_actual
 from sim.actuals.files import variance_table
@@ -24,7 +25,6 @@ from sim.i18n import numbers as human
 from sim.i18n.translate import language, mark, tr
 from sim.study.wording import quantity
 from sim.ui import components, sidebar
-from sim.ui.jobs import Tell
 from sim.ui.study_jobs import studied, study
 
 _VARIABLE = "FLYWHEEL_DATABASE"
@@ -103,7 +103,7 @@ def compared(asked: dict[str, object]) -> Actuals | None:
     options = {name: value for name, value in asked.items() if name not in ("bank", "database")}
     file = asked["bank"]
 
-    def work(tell: Tell) -> Actuals:
+    def work(tell: Progress) -> Actuals:
         bank = None
         if isinstance(file, tuple):
             bank = bank_in(file[1], file[0])

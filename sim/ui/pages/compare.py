@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.figures.compare import COLUMNS, difference, meanings, side_by_side, signed, sum_in_words
 from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
@@ -23,7 +24,6 @@ from sim.study.explain import (
     explain_by_assumption,
 )
 from sim.ui import components, scenario_store, sidebar, url_state
-from sim.ui.jobs import Tell
 from sim.ui.study_jobs import dropdown, studied, study, with_seed
 
 ON_SHOW = "on_show"  # the scenario of the sidebar with all its changes, among the names of scenarios
@@ -174,7 +174,7 @@ def _by_account(
         )
         return
 
-    def work(tell: Tell) -> Explanation:
+    def work(tell: Progress) -> Explanation:
         tell(0.0, mark("books of both scenarios"))
         return explain_by_account(a, b, outcome, names=names, seeds=seeds)
 
@@ -209,7 +209,7 @@ def _by_assumption(
                 st.rerun()
         return
 
-    def work(tell: Tell) -> Explanation:
+    def work(tell: Progress) -> Explanation:
         return explain_by_assumption(a, b, outcome, names=names, seeds=seeds, progress=tell)
 
     found = study("assumption", tr("Assumptions"), about, work)
@@ -277,7 +277,7 @@ about = (
 )
 
 
-def compared(tell: Tell) -> Comparison:
+def compared(tell: Progress) -> Comparison:
     """All chosen scenarios at the same seeds."""
     return compare(companies, seeds=seeds, monthly=tuple(COLUMNS), progress=tell)
 

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.figures.compare import meanings
 from sim.figures.decide import candidates, goal_name, keys_of, measure_name, measure_value, plain, setting
 from sim.i18n import numbers
@@ -18,7 +19,6 @@ from sim.scenario.scenario import Scenario
 from sim.study.levers import key_facts, lever_key, numeric_keys, parse_lever
 from sim.study.optimise import Optimum, optimise
 from sim.ui import components
-from sim.ui.jobs import Tell
 from sim.ui.lever_inputs import FIRST_KEY, MOST_SEEDS, bounds, key_label, number_in, say_changed, set_bounds
 from sim.ui.study_jobs import apply, study
 
@@ -190,7 +190,7 @@ def _answer(now: Scenario, profile: Profile) -> None:
     # Another model has another profile, which the runs then find by themselves.
     own = None if "deployment.model" in map(lever_key, levers) else profile
 
-    def work(tell: Tell) -> Optimum:
+    def work(tell: Progress) -> Optimum:
         return optimise(
             company,
             levers,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.figures.decide import curve, measure_name, measure_value, with_interval
 from sim.i18n import numbers
 from sim.i18n.translate import tr
@@ -16,7 +17,6 @@ from sim.scenario.scenario import Scenario
 from sim.study.goal_seek import GoalSeek, goal_seek
 from sim.study.levers import key_facts, numeric_keys, parse_bounds
 from sim.ui import components
-from sim.ui.jobs import Tell
 from sim.ui.lever_inputs import FIRST_KEY, MOST_SEEDS, bounds, key_label, number_in, say_changed, set_bounds
 from sim.ui.study_jobs import apply, study
 
@@ -150,7 +150,7 @@ def _answer(now: Scenario, profile: Profile) -> None:
     asked, company = found_question
     key, until, between, seeds = asked
 
-    def work(tell: Tell) -> GoalSeek:
+    def work(tell: Progress) -> GoalSeek:
         low, high, log = parse_bounds(between)
         return goal_seek(company, key, until, low, high, log=log, seeds=seeds, profile=profile, progress=tell)
 

@@ -9,12 +9,13 @@ import streamlit as st
 
 from engine.errors import InputError
 from engine.profile.profile import Profile, describe
+from engine.utils.progress import Progress
 from sim.figures import profile as figures_engine
 from sim.i18n import numbers
 from sim.i18n.engine_messages import profile_row
 from sim.i18n.translate import mark, tr
 from sim.ui import components, sidebar, url_state
-from sim.ui.jobs import Tell, bench, profile_of
+from sim.ui.jobs import bench, profile_of
 from sim.ui.model_session import Choice, model_session
 from sim.ui.pages import engine_prompt
 from sim.utils.paths import measured_profiles_dir
@@ -105,7 +106,7 @@ def _measure(choice: Choice) -> None:
             bench().forget(key)
             st.session_state["measuring"] = key
 
-            def measured(tell: Tell) -> Profile:
+            def measured(tell: Progress) -> Profile:
                 return model_session().measure(choice, float(budget_s), training, tell)
 
             bench().start(key, measured, lane="engine")

@@ -6,11 +6,12 @@ import streamlit as st
 
 from engine.errors import InputError
 from engine.profile.profile import Profile
+from engine.utils.progress import Progress
 from sim.figures import prompt as figures_prompt
 from sim.i18n import numbers
 from sim.i18n.translate import tr
 from sim.ui import components
-from sim.ui.jobs import Cancelled, Job, Tell, bench
+from sim.ui.jobs import Cancelled, Job, bench
 from sim.ui.model_session import Choice, ModelAnswer, PromptInspection, model_session
 
 _POLL_S = 0.25
@@ -81,7 +82,7 @@ def _begin(answer: ModelAnswer, chat: bool, max_tokens: int, temperature: float,
     number = st.session_state["answers"] = st.session_state.get("answers", 0) + 1
     key = ("answer", st.session_state.get("visitor"), number, id(answer))
 
-    def answered(tell: Tell) -> ModelAnswer:
+    def answered(tell: Progress) -> ModelAnswer:
         return model_session().answer(answer, chat, max_tokens, temperature, seed, tell)
 
     bench().start(key, answered, lane="engine")
@@ -225,7 +226,7 @@ def look(choice: Choice) -> None:
     _, text, chat = asked
     key = ("look", choice, text, chat, int(layer), float(temperature))
 
-    def looked(tell: Tell) -> PromptInspection:
+    def looked(tell: Progress) -> PromptInspection:
         return model_session().inspect(
             choice, text, chat, int(layer), _SHOWN_CANDIDATES, float(temperature), tell
         )

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
+from engine.utils.progress import Progress
 from sim.figures.cash_band import cash_with_ruin
 from sim.figures.money import cash
 from sim.i18n import numbers
 from sim.i18n.translate import tr
 from sim.ui import components, sidebar
-from sim.ui.jobs import Job, Tell, bench
+from sim.ui.jobs import Job, bench
 
 if TYPE_CHECKING:
     from sim.study.monte_carlo import MonteCarlo
@@ -22,7 +23,7 @@ _RUNS = 100
 _STILL_S = 1.5
 
 
-def luck(tell: Tell) -> MonteCarlo:
+def luck(tell: Progress) -> MonteCarlo:
     """The same company under other luck, and with what is unsure about it drawn."""
     from sim.study.monte_carlo import around
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from engine.utils.progress import Progress
 from sim.company.provenance import provenance_rows
 from sim.i18n.engine_messages import profile_row
 from sim.i18n.translate import LANGUAGES, language, mark, tr
@@ -17,7 +18,7 @@ from sim.report.html import report_html
 from sim.report.pdf import report_pdf
 from sim.report.xlsx.report import report_xlsx
 from sim.ui import components, sidebar
-from sim.ui.jobs import Tell, bench
+from sim.ui.jobs import bench
 from sim.utils.serialise import table_csv
 
 _RUNS = 200  # as `make run`'s
@@ -33,7 +34,7 @@ _FORMATS = {
 }
 
 
-def files_of(formats: list[str], sections: list[str], code: str, tell: Tell) -> dict[str, bytes]:
+def files_of(formats: list[str], sections: list[str], code: str, tell: Progress) -> dict[str, bytes]:
     """{format: the report's bytes}, made one after the other; before, the runs that its section Uncertainty tells."""
     study, begin = None, 0.0
     if "uncertainty" in sections and set(formats) & {"html", "pdf"}:
@@ -194,7 +195,7 @@ def data() -> None:
                 )
 
 
-def _share(tell: Tell, start: float, share: float) -> Tell:
+def _share(tell: Progress, start: float, share: float) -> Progress:
     return lambda fraction, what: tell(start + share * fraction, what)
 
 

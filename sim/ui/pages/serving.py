@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from engine.utils.progress import Progress
 from sim.capacity.goals import Objective
 from sim.capacity.lab import BatchWatch, LoadTrial, try_load, watch_batch
 from sim.company.simulate import Result
@@ -14,7 +15,7 @@ from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
 from sim.serving.fleet_config import ROUTERS
 from sim.ui import components, sidebar, url_state
-from sim.ui.jobs import Tell, bench
+from sim.ui.jobs import bench
 from sim.ui.pages import serving_hardware
 from sim.workload.traffic_classes import TRAFFIC_CLASSES
 
@@ -108,7 +109,7 @@ def _trial(result: Result) -> tuple[LoadTrial, bool] | None:
         "seed": scenario.seed,
     }
 
-    def tried(tell: Tell) -> LoadTrial:
+    def tried(tell: Progress) -> LoadTrial:
         return try_load(profile, mix, objective=wanted, progress=tell, **asked)
 
     key = ("trial", profile.content_hash, wanted, tuple(mix.items()), tuple(asked.items()))
@@ -204,7 +205,7 @@ def _batch(result: Result) -> None:
     mix = {traffic: 1.0} if traffic else dict(result.scenario.market.traffic)
     asked = (float(rate_rps), int(requests), cache_percent / 100, seed)
 
-    def watched(tell: Tell) -> BatchWatch:
+    def watched(tell: Progress) -> BatchWatch:
         return watch_batch(
             profile,
             mix,

@@ -13,6 +13,7 @@ from engine.models.catalog import catalog, find_model
 from engine.prediction.engine_efficiency import ENGINES, PRECISIONS
 from engine.profile.hardware import CATALOG
 from engine.profile.profile import Profile
+from engine.utils.progress import Progress
 from sim.capacity.configurations import (
     Configuration,
     Refused,
@@ -26,7 +27,7 @@ from sim.company.simulate import Result
 from sim.figures import hardware
 from sim.i18n.translate import mark, tr
 from sim.ui import components
-from sim.ui.jobs import Tell, bench
+from sim.ui.jobs import bench
 from sim.workload.traffic_classes import TRAFFIC_CLASSES
 
 _PRICED = tuple(row.name for row in CATALOG if row.price_usd_per_hour is not None and row.peak_bf16_flops)
@@ -55,7 +56,7 @@ def draw(result: Result) -> None:
         return
     profile = result.profile
 
-    def compared(tell: Tell) -> HardwareComparison:
+    def compared(tell: Progress) -> HardwareComparison:
         return _compare(asked, profile, tell)
 
     key = ("hardware", profile.content_hash, repr(asked))
@@ -147,7 +148,7 @@ def _form(result: Result) -> dict[str, Any] | None:
     }
 
 
-def _compare(asked: dict[str, Any], profile: Profile, tell: Tell) -> HardwareComparison:
+def _compare(asked: dict[str, Any], profile: Profile, tell: Progress) -> HardwareComparison:
     if not asked["accelerators"] or not asked["ranks"]:
         raise InputError("accelerators: found none, allowed is one or more, and how many share a replica")
     ours = asked["engine"] == _OURS

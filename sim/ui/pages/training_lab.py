@@ -16,6 +16,7 @@ from engine.errors import InputError
 from engine.profile.hardware import CATALOG
 from engine.training.scaling_law import BESIROGLU_2024, ScalingConstants, load_law, loss_interval
 from engine.utils.json_file import read_json_object
+from engine.utils.progress import Progress
 from sim.cli.scaling import LIBRARY_MB, RECIPE, SIZES, VOCAB_SIZE, parse_sizes, scenario_keys
 from sim.figures.training import loss_curve, planned_loss, scaling_law
 from sim.i18n import numbers
@@ -23,7 +24,7 @@ from sim.i18n.translate import mark, tr
 from sim.planner.training import published_mfu, run_of
 from sim.training.memory import zero_bytes
 from sim.ui import components, sidebar, url_state
-from sim.ui.jobs import Job, Tell, bench
+from sim.ui.jobs import Job, bench
 from sim.ui.process_tasks import run_apart
 
 _VIEWS = {
@@ -92,7 +93,7 @@ def train_here() -> None:
     if bench().find(key) is None:
         told()[key] = []
 
-    def work(tell: Tell) -> dict[str, Any]:
+    def work(tell: Progress) -> dict[str, Any]:
         run_apart(
             "training",
             {
@@ -200,7 +201,7 @@ def law_view() -> None:
     if st.session_state.get("law_asked") != key:
         return
 
-    def work(tell: Tell) -> str:
+    def work(tell: Progress) -> str:
         run_apart(
             "scaling",
             {

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.figures.compare import meanings
 from sim.figures.study import fan, indices, row_of, ruin, spread, tornado
 from sim.i18n import numbers as human
@@ -21,7 +22,6 @@ from sim.study.sampling import Sampling
 from sim.study.sensitivity import Method, Sensitivity, sensitivity
 from sim.study.wording import in_words, quantity
 from sim.ui import components, sidebar, url_state
-from sim.ui.jobs import Tell
 from sim.ui.study_jobs import dropdown, studied, study
 
 FANS = ("cash_usd", "revenue_usd", "gross_margin")
@@ -120,7 +120,7 @@ def many_runs(company: Scenario, options: dict[str, Any]) -> MonteCarlo | None:
     """The study with these options, in the background."""
     profile, seed = result.profile, result.seed
 
-    def work(tell: Tell) -> MonteCarlo:
+    def work(tell: Progress) -> MonteCarlo:
         return monte_carlo(company, seed=seed, fans=FANS, profile=profile, progress=tell, **options)
 
     about = (company.canonical_json(), profile.content_hash, seed, tuple(options.items()))
@@ -274,7 +274,7 @@ def what_decides(company: Scenario, ready: bool) -> None:
     keys = list(company.uncertain) if scope == "unsure" and company.uncertain else None
     profile = result.profile
 
-    def work(tell: Tell) -> Sensitivity:
+    def work(tell: Progress) -> Sensitivity:
         return sensitivity(
             company,
             outcome,

@@ -143,8 +143,7 @@ def test_the_forecast_begins_where_the_months_end(company: tuple[str, Actuals]) 
     assert found.calibrated.finance.initial_cash_usd == pytest.approx(settled / 1e6)
     actual = found.months[(found.months["measure"] == "customers") & found.months["actual"].notna()]
     there = sum(
-        subscription.plan == "paid" and subscription.is_there(5)
-        for subscription in found.subscriptions.all
+        subscription.plan == "paid" and subscription.is_there(5) for subscription in found.subscriptions.all
     )
     assert actual["actual"].iloc[-1] == there
     assert 0.85 * there <= found.calibrated.market.plans["paid"].initial_customers <= there
