@@ -101,8 +101,8 @@ class Request:
         """
         if prompt_tokens < 1 or max_output_tokens < 1:
             raise InputError(
-                f"request {request_id}: {prompt_tokens} prompt and {max_output_tokens} output tokens, "
-                "allowed is at least 1 of each"
+                f"{prompt_tokens} prompt and {max_output_tokens} output tokens, allowed is at least 1 of each",
+                request_id=request_id,
             )
         self.request_id = request_id
         self.prompt_tokens = prompt_tokens

@@ -23,17 +23,13 @@ from collections.abc import Mapping
 from operator import attrgetter
 
 from engine.batch import Chunk, Request, SchedulerConfig, State, Step
-from engine.errors import InputError
+from engine.errors import QueueFullError, TooLongError
 from engine.kv_cache import BlockPool
 
 __all__ = ["Chunk", "QueueFullError", "Request", "Scheduler", "SchedulerConfig", "State", "Step"]
 
 
 _RANK = attrgetter("rank")
-
-
-class QueueFullError(InputError):
-    """As many requests wait as may; later there is room again."""
 
 
 class Scheduler:
@@ -60,28 +56,30 @@ class Scheduler:
         """Queue a request; one that doesn't count (another sample of one that was let in) finds no queue too full.
 
         Raises:
-            InputError: it could never finish, not even alone in the cache.
+            TooLongError: it could never finish, not even alone in the cache.
             QueueFullError: `max_waiting_requests` wait already.
         """
         self.check_fit(request)
         most = self.config.max_waiting_requests
         if counts and most is not None and len(self.waiting) >= most:
             raise QueueFullError(
-                f"request {request.request_id}: {len(self.waiting)} requests wait already, allowed are {most}"
+                f"{len(self.waiting)} requests wait already, allowed are {most}",
+                request_id=request.request_id,
             )
         self._added += 1
         request.rank = (request.priority, request.arrived_s, self._added)
         self._enqueue(request)
 
     def check_fit(self, request: Request) -> None:
-        """Raise InputError for a request that could never finish, not even alone in the cache."""
+        """Raise TooLongError for a request that could never finish, not even alone in the cache."""
         # The last token is produced but never computed, so it needs no room.
         needed = self._blocks(request.prompt_tokens + request.max_output_tokens - 1)
         if needed > self.config.num_blocks:
             short = (needed - self.config.num_blocks) * self.config.block_tokens
-            raise InputError(
-                f"request {request.request_id}: {request.prompt_tokens} prompt and {request.max_output_tokens} "
-                f"output tokens need {short} tokens more than the KV cache holds ({self.config.cache_tokens})"
+            raise TooLongError(
+                f"{request.prompt_tokens} prompt and {request.max_output_tokens} output tokens need {short} tokens "
+                f"more than the KV cache holds ({self.config.cache_tokens})",
+                request_id=request.request_id,
             )
 
     def schedule(self) -> Step | None:

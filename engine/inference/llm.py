@@ -19,7 +19,7 @@ from numbers import Integral, Real
 from typing import Any, cast
 
 from engine.batch import BatchChunk, Request, SchedulerConfig, Step
-from engine.errors import InputError
+from engine.errors import InputError, TooLongError
 from engine.inference.compatibility import require_servable
 from engine.inference.model_runner import ModelRunner
 from engine.inference.request import Generation, RequestMetrics, RequestOutput, block_hashes
@@ -314,10 +314,11 @@ class LLM:
         total = len(token_ids) + params.max_tokens
         first = next(self._ids)
         if total > self.shape.max_context_tokens:
-            raise InputError(
-                f"request {first}: {len(token_ids)} prompt and {params.max_tokens} output tokens are "
+            raise TooLongError(
+                f"{len(token_ids)} prompt and {params.max_tokens} output tokens are "
                 f"{total - self.shape.max_context_tokens} more than the model's context "
-                f"({self.shape.max_context_tokens})"
+                f"({self.shape.max_context_tokens})",
+                request_id=first,
             )
         now_s = time.perf_counter()
         hashes = block_hashes(token_ids, self.config.block_tokens) if self.config.prefix_caching else ()

@@ -323,6 +323,7 @@ def _explained(name: str) -> Iterator[None]:
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
+        # transformers' and safetensors' own words, shown and never looked into.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"model {name!r}: cannot be loaded ({reason}); allowed are {BUNDLED!r}, a local directory, "

@@ -32,7 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InputError
+from engine.errors import DoesNotFitError, InputError
 from engine.models.catalog import KV_BYTES, CatalogModel
 from engine.profile.hardware import Accelerator
 from engine.profile.step_time import RooflineStepTime, StepTimeUncertainty
@@ -86,12 +86,12 @@ class EngineDeployment:
         """Memory left for keys and values.
 
         Raises:
-            InputError: the weights alone don't fit; says by how much.
+            DoesNotFitError: the weights alone don't fit; says by how much.
         """
         memory = int(_MEMORY_SHARE * self.accelerator.memory_bytes * self.accelerators)
         left = memory - self.weight_bytes()
         if left <= 0:
-            raise InputError(
+            raise DoesNotFitError(
                 f"{self.model.name} in {self.precision} needs {self.weight_bytes() / 1e9:,.1f} GB for its weights, "
                 f"{self.accelerators} × {self.accelerator.name} offer {memory / 1e9:,.1f} GB: "
                 f"{-left / 1e9:,.1f} GB too little"

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from engine.errors import InputError
+from engine.errors import DoesNotFitError, InputError
 from engine.models.catalog import CatalogModel, find_model
 from engine.prediction.engine_efficiency import (
     PRECISIONS,
@@ -194,7 +194,8 @@ def predict_profile(
         price_usd_per_hour: of one accelerator; None takes the catalog's.
 
     Raises:
-        InputError: an unknown name, a number missing in the catalog, or a model that doesn't fit (says by how much).
+        InputError: an unknown name, or a number missing in the catalog.
+        DoesNotFitError: no room for the model's KV cache (says by how much).
     """
     if (source is None) == (engine is None):
         raise InputError(
@@ -209,7 +210,7 @@ def predict_profile(
     deployment = EngineDeployment(find_model(model), lookup(accelerator), precision, tensor_parallel)
     blocks = deployment.cache_bytes() // (deployment.kv_bytes_per_token() * BLOCK_TOKENS)
     if blocks < 1:
-        raise InputError(
+        raise DoesNotFitError(
             f"{deployment.model.name}: {deployment.cache_bytes() / 1e6:,.0f} MB left for keys and values, "
             f"one block of {BLOCK_TOKENS} tokens needs {deployment.kv_bytes_per_token() * BLOCK_TOKENS / 1e6:,.1f} MB"
         )

@@ -50,6 +50,7 @@ class Findings:
     max_running_source: str = ""
     step_tokens: int = _ASSUMED_BUDGET
     step_tokens_source: str = ""
+    step_tokens_assumed: bool = False  # neither measured nor given
     cache_tokens: int | None = None  # seen to be the limit
     prefix_caching: bool | None = None
     shares_steps: bool = True  # prompts are computed in the steps of the streams beside them
@@ -159,6 +160,7 @@ class Survey:
             return
         if self._given[1] is None:
             self.found.step_tokens = max(_ASSUMED_BUDGET, 2 ** math.ceil(math.log2(whole + 1)))
+            self.found.step_tokens_assumed = True
             self.found.step_tokens_source = f"assumed: prompts of up to {whole} tokens came in one step"
         if not shared:
             self.found.notes.append(
@@ -287,7 +289,7 @@ class Survey:
         budget = self.found.step_tokens
         room = max(1, budget - plan.streams)
         fill = -(-plan.streams * plan.prompt_tokens // budget) + 1
-        if self.found.step_tokens_source.startswith("assumed"):  # the budget may be half of that
+        if self.found.step_tokens_assumed:  # the budget may be half of that
             fill *= 2
         ride = sum(-(-length // room) + 5 for length in plan.riders)
         output = min(more * (fill + _PLAIN_STEPS + ride + 4), self.longest - plan.prompt_tokens)

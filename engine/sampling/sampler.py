@@ -95,7 +95,7 @@ class SamplingParams:
         for name in ("stop_token_ids", "logit_bias"):
             for token in getattr(self, name):
                 if token >= size:
-                    raise InputError(f"{name}: found token {token}, allowed are 0 to {size - 1}")
+                    raise InputError(f"found token {token}, allowed are 0 to {size - 1}", key=name)
         self._require("logprobs", (self.logprobs or 0) <= size, f"at most the vocabulary, {size}")
 
     @cached_property
@@ -106,7 +106,7 @@ class SamplingParams:
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise InputError(f"{name}: found {getattr(self, name)!r}, allowed is {allowed}")
+            raise InputError(f"found {getattr(self, name)!r}, allowed is {allowed}", key=name)
 
 
 @dataclass(slots=True)

@@ -21,21 +21,13 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from engine.batch import Step
-from engine.errors import InputError
+from engine.errors import InputError, QueueFullError
 from engine.inference.llm import LLM
 from engine.inference.request import RequestOutput
 from engine.sampling.sampler import SamplingParams
 from engine.server.metrics import Metrics
 
 _RATE_WINDOW = 64  # finished samples that the rate of finishing is taken from
-
-
-class QueueFullError(Exception):
-    """As many requests wait as may."""
-
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__("as many requests wait as may")
-        self.retry_after_s = retry_after_s
 
 
 class StoppedError(Exception):
@@ -136,7 +128,10 @@ class EngineLoop:
             raise StoppedError(str(self.failure or "the model is not loaded"))
         wanted = sum(params.n for params in ticket.params)
         if self.open_samples + wanted > self.llm.config.max_running_requests + self._queue:
-            raise QueueFullError(self.retry_after_s())
+            raise QueueFullError(
+                "The server is overloaded: its queue is full; try again later",
+                retry_after_s=self.retry_after_s(),
+            )
         self.open_samples += wanted
         ticket.left = wanted
         self._inbox.put(lambda: self._take_in(ticket))
@@ -290,6 +285,8 @@ class EngineLoop:
         except InputError as error:
             for output in taken:
                 llm.cancel(output.request_id)
+            if isinstance(error, QueueFullError):  # the model's own limit on its queue
+                error.retry_after_s = self.retry_after_s()
             self._fail(ticket, error)
             return
         ticket.samples = [Sample(output) for first in taken for output in first.samples]

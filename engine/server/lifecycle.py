@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from typing import Any
 
-from engine.errors import InputError
+from engine.errors import InputError, QueueFullError, TooLongError
 from engine.sampling.sampler import SamplingParams
-from engine.server.engine_thread import EngineLoop, QueueFullError, StoppedError, Ticket
+from engine.server.engine_thread import EngineLoop, StoppedError, Ticket
 from engine.server.errors import ApiError, bad
 from engine.server.middleware import Visit
 from engine.server.rate_limits import Limits
@@ -74,15 +74,9 @@ class Counter:
         )
         try:
             self.engine.submit(ticket)
-        except QueueFullError as error:
+        except (QueueFullError, StoppedError) as error:
             self._limits.give_back(visit.key, ticket.reserved_tokens, requests=1)
-            raise ApiError(
-                429, "The server is overloaded: its queue is full; try again later",
-                code="queue_full", headers={"Retry-After": str(error.retry_after_s)},
-            ) from None  # fmt: skip
-        except StoppedError as error:
-            self._limits.give_back(visit.key, ticket.reserved_tokens, requests=1)
-            raise _stopped(error) from None
+            raise told(error) from None
         task = asyncio.create_task(self._watch(receive, ticket))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
@@ -168,18 +162,14 @@ async def _until_gone(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]
         pass
 
 
-def told(error: Exception) -> ApiError:
-    """What the engine made of a request, for the client."""
+def told(error: InputError | StoppedError) -> ApiError:
+    """Map an engine error to an HTTP error: 429 for a full queue, 503 for a stopped engine, else 400."""
     if isinstance(error, StoppedError):
-        return _stopped(error)
-    if isinstance(error, InputError):
-        message = str(error).partition(": ")[2] if str(error).startswith("request ") else str(error)
-        return bad(message, code="context_length_exceeded" if "more than" in message else None)
-    raise error
-
-
-def _stopped(error: StoppedError) -> ApiError:
-    return ApiError(503, str(error), headers={"Retry-After": "5"})
+        return ApiError(503, str(error), headers={"Retry-After": "5"})
+    if isinstance(error, QueueFullError):
+        headers = {"Retry-After": str(error.retry_after_s)}
+        return ApiError(429, error.reason, code="queue_full", headers=headers)
+    return bad(error.reason, code="context_length_exceeded" if isinstance(error, TooLongError) else None)
 
 
 def _outcome(ticket: Ticket) -> str:

@@ -155,6 +155,9 @@ class Service:
             raise bad("max_tokens: a JSON object takes at least 2", "max_tokens")
         try:
             biases = {int(token): value for token, value in (body.logit_bias or {}).items()}
+        except ValueError:
+            raise bad("logit_bias: found a key that is no token id", "logit_bias") from None
+        try:
             params = SamplingParams(
                 max_tokens=max_tokens,
                 temperature=1.0 if body.temperature is None else body.temperature,
@@ -177,8 +180,6 @@ class Service:
             params.check_vocabulary(self.llm.shape.vocab_size)
             if as_json:
                 _ = self.llm.json_tokens  # made here, not while others wait for the next step
-        except ValueError as error:
-            name = str(error).partition(":")[0]
-            raise bad(str(error) if isinstance(error, InputError) else "logit_bias: found a key that is no token id",
-                      name if name.isidentifier() else None) from None  # fmt: skip
+        except InputError as error:
+            raise bad(str(error), error.key or None) from None
         return params

@@ -11,11 +11,10 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.types import Receive, Scope, Send
 
-from engine.errors import InputError
+from engine.errors import InputError, QueueFullError
 from engine.inference.embed import embed
 from engine.inference.llm import LLM
 from engine.sampling.sampler import SamplingParams
-from engine.scheduler import QueueFullError
 from engine.server import schema
 from engine.server.engine_thread import StoppedError, Ticket
 from engine.server.errors import ApiError, add_handlers, bad
@@ -171,10 +170,9 @@ async def _on_engine(service: Service, prompt: list[int]) -> tuple[list[float], 
 
     try:
         return cast(tuple[list[float], float], await service.engine.call(work))
-    except QueueFullError:
-        raise ApiError(
-            429, "The KV cache is full now", code="queue_full", headers={"Retry-After": "1"}
-        ) from None
+    except QueueFullError as error:
+        full = QueueFullError("The KV cache is full now", retry_after_s=error.retry_after_s)
+        raise told(full) from None
     except (InputError, StoppedError) as error:
         raise told(error) from None
 

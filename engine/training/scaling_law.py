@@ -159,11 +159,7 @@ def load_law(path: str | Path) -> ScalingConstants:
     for index, draw in enumerate(draws if isinstance(draws, list) else []):
         if not isinstance(draw, list) or len(draw) != len(CONSTANTS):
             raise InputError(f"{path}: draws[{index}]: allowed is a list of {', '.join(CONSTANTS)}")
-    try:
-        law = build(ScalingConstants, {**raw["constants"], "draws": draws}, str(path), "constants")
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    law = build(ScalingConstants, {**raw["constants"], "draws": draws}, str(path), "constants")
     return law if law.source else replace(law, source=f"measured: {path}")
 
 

@@ -29,6 +29,10 @@ _NOISIEST = 0.9  # relative half width of an interval
 Measure = Literal["ttft", "tpot", "e2e", "queue"]
 
 
+class GoalOutOfReachError(InputError):
+    """Not even an almost idle replica keeps the goal."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """Latency that customers are promised: 95th percentiles of the time to first token and per output token."""

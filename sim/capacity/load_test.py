@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError
 from engine.utils.progress import Progress
-from sim.capacity.goals import Goal, Judgement, judge
+from sim.capacity.goals import Goal, GoalOutOfReachError, Judgement, judge
 from sim.capacity.offered_load import BLOCK, OfferedLoad
 from sim.serving.fleet_config import Fleet, Retries
 from sim.serving.metrics import latencies
@@ -115,7 +115,7 @@ def run_load_test(
         report: called with (fraction done, what is being done).
 
     Raises:
-        InputError: not even an almost idle fleet keeps the goal; says what it does reach.
+        GoalOutOfReachError: not even an almost idle fleet keeps the goal; says what it does reach.
     """
     quick = requests <= few and not load.rows  # who asks for few requests wants a quick answer
     slots = sum(_most(kind) * kind.scheduler.max_running_requests for kind in fleet.kinds)
@@ -138,7 +138,7 @@ def run_load_test(
         report(0.05 + 0.55 * number / len(loads), f"simulating at {share:.0%} load")
         rungs.append(measure(share * saturation_rps, crowd if share > _CROWDED else few))
         if rungs[0].strain > 1:
-            raise InputError(_out_of_reach(goal, rungs[0]))
+            raise GoalOutOfReachError(_out_of_reach(goal, rungs[0]))
     failing = next((number for number, rung in enumerate(rungs) if rung.strain > 1), None)
     if failing is not None:
         report(0.6, "finding the highest rate")

@@ -200,11 +200,11 @@ def main() -> None:
     except OSError as error:  # a full disk, a file that may not be read
         _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     except Exception as error:
-        # Usage errors are click's, and which click is Typer's secret: they are known by what they can do.
+        # Usage errors are click's, and which click is Typer's secret: they are known by what they can do, and by name.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
-        if not message or "Usage:" in message:  # no command at all: the help says what there is
+        if type(error).__name__ == "NoArgsIsHelpError":  # no command at all: the help says what there is
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
         _fail(f"{message.rstrip('.')}; see `flywheel --help`")

@@ -18,14 +18,14 @@ from statistics import NormalDist
 
 import numpy as np
 
-from engine.errors import InputError
+from engine.errors import DoesNotFitError, InputError
 from engine.models.catalog import CatalogModel
 from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, EngineDeployment
 from engine.prediction.roofline import predict_profile
 from engine.profile.hardware import Accelerator
 from engine.profile.profile import Profile
 from engine.utils.progress import Progress
-from sim.capacity.goals import Objective
+from sim.capacity.goals import GoalOutOfReachError, Objective
 from sim.capacity.surface import CapacitySurface, capacity_surface
 from sim.workload.traffic_classes import traffic_mix
 
@@ -126,9 +126,7 @@ def serve(
                 _NO_PRICE if price_usd_per_hour is None else price_usd_per_hour,
             )  # fmt: skip
             surface = capacity_surface(profile, {need.traffic: 1.0}, need.objective, cache_dir=cache_dir)
-        except InputError as error:
-            if "latency objective" not in str(error) and "keys and values" not in str(error):
-                raise
+        except (DoesNotFitError, GoalOutOfReachError) as error:
             note = str(error)
             continue
         rate = surface.capacity_rps / width

@@ -6,18 +6,16 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from sim.scenario.fields import leaves
+from sim.scenario.fields import Problem, leaves
 from sim.scenario.plans import is_paying, plan_key, segments_of
 from sim.scenario.schema.market import MAIN_SEGMENT
 
 if TYPE_CHECKING:
     from sim.scenario.schema import Contract, Finance, Market, Plan, ScenarioFields, Segment
 
-Problem = tuple[str, str]  # dotted key, what is wrong
-
 
 def inconsistency(scenario: ScenarioFields) -> Problem | None:
-    """(key, what is wrong) of the first contradiction between keys, None when there is none."""
+    """The first contradiction between keys, None when there is none."""
     checks = (
         _market(scenario.market),
         _finance(scenario.finance, scenario.market),
@@ -32,15 +30,16 @@ def _training(scenario: ScenarioFields) -> Iterator[Problem]:
     steps, data = training.reinforcement, scenario.data
     nobody = data.labelling is None and data.feedback_pairs_per_million_requests == 0
     if steps is not None and steps.half_gain_pairs > 0 and nobody:
-        yield (
+        yield Problem(
             "training.reinforcement.half_gain_pairs",
-            f"found {steps.half_gain_pairs:g} where nobody compares answers, allowed: 0, a section data.labelling, "
-            "or data.feedback_pairs_per_million_requests",
+            f"found {steps.half_gain_pairs:g} where nobody compares answers",
+            "0, a section data.labelling, or data.feedback_pairs_per_million_requests",
         )
     if training.cluster is not None and training.cluster.power_usd_per_kwh > 0 and training.power is None:
-        yield (
+        yield Problem(
             "training.cluster.power_usd_per_kwh",
-            f"found {training.cluster.power_usd_per_kwh:g} without watts, allowed: 0, or a section training.power",
+            f"found {training.cluster.power_usd_per_kwh:g} without watts",
+            "0, or a section training.power",
         )
 
 
@@ -48,29 +47,31 @@ def _market(market: Market) -> Iterator[Problem]:
     total = sum(market.traffic.values())
     for name, share in market.traffic.items():
         if share < 0:
-            yield f"market.traffic.{name}", f"found {share:g}, allowed: a share of requests, 0 to 1"
+            yield Problem(f"market.traffic.{name}", f"found {share:g}", "a share of requests, 0 to 1")
     if abs(total - 1) > 1e-6:
-        yield "market.traffic", f"found shares that add up to {total:g}, allowed: 1"
+        yield Problem("market.traffic", f"found shares that add up to {total:g}", "1")
     if not market.plans and not market.segments:
-        yield "market.plans", "found none, allowed: at least one, here or in a segment of market.segments"
+        yield Problem("market.plans", "found none", "at least one, here or in a segment of market.segments")
     if MAIN_SEGMENT in market.segments:
-        yield (
+        yield Problem(
             f"market.segments.{MAIN_SEGMENT}",
-            "this name is taken by the keys of market itself, allowed: another",
+            "this name is taken by the keys of market itself",
+            "another",
         )
     taken: set[str] = set()
     for name, segment in segments_of(market).items():
         where = "market" if name == MAIN_SEGMENT else f"market.segments.{name}"
         if not segment.plans:
-            yield f"{where}.plans", "found none, allowed: at least one"
+            yield Problem(f"{where}.plans", "found none", "at least one")
             continue
         yield from _segment(where, segment)
         for plan in segment.plans:
             key = plan_key(name, plan)
             if key in taken:
-                yield (
+                yield Problem(
                     f"{where}.plans.{plan}",
-                    f"another plan is called {key!r} in the books, allowed: another name",
+                    f"another plan is called {key!r} in the books",
+                    "another name",
                 )
             taken.add(key)
 
@@ -78,7 +79,7 @@ def _market(market: Market) -> Iterator[Problem]:
 def _segment(where: str, segment: Segment) -> Iterator[Problem]:
     signups = sum(plan.signup_share for plan in segment.plans.values())
     if abs(signups - 1) > 1e-6:
-        yield f"{where}.plans", f"found signup_share that adds up to {signups:g}, allowed: 1"
+        yield Problem(f"{where}.plans", f"found signup_share that adds up to {signups:g}", "1")
     paying = [name for name, plan in segment.plans.items() if is_paying(plan)]
     for name, plan in segment.plans.items():
         yield from _conversion(f"{where}.plans.{name}", plan, paying)
@@ -89,31 +90,32 @@ def _conversion(where: str, plan: Plan, paying: list[str]) -> Iterator[Problem]:
     key = f"{where}.converts_to"
     if plan.converts_to is not None:
         if plan.converts_to not in paying:
-            yield key, f"found {plan.converts_to!r}, allowed: a paying plan ({', '.join(paying)})"
+            yield Problem(key, f"found {plan.converts_to!r}", f"a paying plan ({', '.join(paying)})")
         elif is_paying(plan):
             found = f"found {plan.converts_to!r} on a paying plan"
-            yield key, f"{found}, allowed: null (only free users convert)"
+            yield Problem(key, found, "null (only free users convert)")
     elif plan.conversion_per_month > 0:
-        yield key, "found null with a conversion_per_month above 0, allowed: the name of a paying plan"
+        yield Problem(key, "found null with a conversion_per_month above 0", "the name of a paying plan")
 
 
 def _plan(where: str, plan: Plan) -> Iterator[Problem]:
     if plan.on_premise and plan.pays_per_token:
-        yield f"{where}.pays_per_token", "found true with on_premise, allowed: false (no fleet meters it)"
+        yield Problem(f"{where}.pays_per_token", "found true with on_premise", "false (no fleet meters it)")
     if plan.trial is not None and not is_paying(plan):
-        yield f"{where}.trial", "found on a free plan, allowed: null (its users convert by converts_to)"
+        yield Problem(f"{where}.trial", "found on a free plan", "null (its users convert by converts_to)")
     if plan.contract is not None:
         yield from _contract(where, plan, plan.contract)
 
 
 def _contract(where: str, plan: Plan, contract: Contract) -> Iterator[Problem]:
     if not is_paying(plan):
-        yield f"{where}.contract", "found on a free plan, allowed: null"
+        yield Problem(f"{where}.contract", "found on a free plan", "null")
     if contract.prepaid_months and contract.months % contract.prepaid_months:
         key = f"{where}.contract.prepaid_months"
-        yield (
+        yield Problem(
             key,
-            f"found {contract.prepaid_months}, allowed: 0 or a divisor of the term of {contract.months} months",
+            f"found {contract.prepaid_months}",
+            f"0 or a divisor of the term of {contract.months} months",
         )
 
 
@@ -121,14 +123,15 @@ def _finance(finance: Finance, market: Market) -> Iterator[Problem]:
     for name, role in finance.people.items():
         where = f"finance.people.{name}"
         if role.location is not None and role.location not in finance.locations:
-            yield f"{where}.location", _not_among(role.location, finance.locations, "finance.locations")
+            yield _not_among(f"{where}.location", role.location, finance.locations, "finance.locations")
         segments = segments_of(market)
         if role.sells_to is not None and role.sells_to not in segments:
-            yield f"{where}.sells_to", _not_among(role.sells_to, segments, "segments")
+            yield _not_among(f"{where}.sells_to", role.sells_to, segments, "segments")
 
 
-def _not_among(found: str, names: Iterable[str], what: str) -> str:
-    return f"found {found!r}, allowed: null or one of the {what} ({', '.join(names) or 'there are none'})"
+def _not_among(key: str, found: str, names: Iterable[str], what: str) -> Problem:
+    known = ", ".join(names) or "there are none"
+    return Problem(key, f"found {found!r}", f"null or one of the {what} ({known})")
 
 
 def _sources(scenario: ScenarioFields) -> Iterator[Problem]:
@@ -136,4 +139,4 @@ def _sources(scenario: ScenarioFields) -> Iterator[Problem]:
     for key in scenario.sources:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            yield f"sources.{key}", f"unknown key, nearest is {near[0]}"
+            yield Problem(f"sources.{key}", f"unknown key, nearest is {near[0]}")

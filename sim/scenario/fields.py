@@ -5,18 +5,33 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from engine.errors import InputError
+
 Loc = tuple[Any, ...]
+
+
+class Problem(NamedTuple):
+    """A mistake that no single key shows."""
+
+    key: str  # dotted
+    found: str  # what is wrong
+    allowed: str = ""
+
+    def error(self, where: str) -> InputError:
+        """The error of a file; `where`: file, line and key."""
+        allowed = f", allowed: {self.allowed}" if self.allowed else ""
+        return InputError(f"{where}: {self.found}{allowed}", allowed=self.allowed)
 
 
 def explain(
     error: ValidationError, schema: type[BaseModel], file: str, document: CommentedMap | None = None
-) -> str:
+) -> InputError:
     """The first mistake (in the order of the file) in one line: file, line, key, found, allowed."""
     # A missing key comes last: it is often the other half of a misspelt one.
     located = [
@@ -27,14 +42,13 @@ def explain(
     key = ".".join(str(part) for part in item["loc"])
     where = f"{file}: line {line}: {key}" if line else f"{file}: {key}"
     if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key, {_nearest(item['loc'], schema)}"
+        return InputError(f"{where}: unknown key, {_nearest(item['loc'], schema)}")
     if item["type"] == "value_error":  # a section whose keys contradict each other says so itself
-        return f"{where}: {item['ctx']['error']}"
+        return InputError(f"{where}: {item['ctx']['error']}")
     field = field_at(schema, item["loc"])
     allowed = _allowed(field) if field is not None else item["msg"]
-    if item["type"] == "missing":
-        return f"{where}: missing, allowed: {allowed}"
-    return f"{where}: found {_found(item['input'])}, allowed: {allowed}"
+    found = "missing" if item["type"] == "missing" else f"found {_found(item['input'])}"
+    return InputError(f"{where}: {found}, allowed: {allowed}", allowed=allowed)
 
 
 def line_of(document: CommentedMap | None, loc: Loc) -> int | None:

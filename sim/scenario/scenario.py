@@ -21,7 +21,7 @@ from engine.errors import InputError
 from engine.utils.files import write_atomically
 from sim.scenario.checks import inconsistency
 from sim.scenario.distributions import Distribution
-from sim.scenario.fields import commented_yaml, explain, line_of
+from sim.scenario.fields import Problem, commented_yaml, explain, line_of
 from sim.scenario.schema import ScenarioFields
 from sim.scenario.uncertainty import distributions_in, range_problem, uncertainty_problem
 from sim.utils import paths
@@ -76,8 +76,8 @@ class Scenario(ScenarioFields):
     ) -> Scenario:
         """`folder`: of files that distributions name. `known`: checked before, their medians stand in the values."""
 
-        def refuse(key: str, message: str) -> InputError:
-            return InputError(f"{file}: {_line(document, key)}{key}: {message}")
+        def refuse(problem: Problem) -> InputError:
+            return problem.error(f"{file}: {_line(document, problem.key)}{problem.key}")
 
         plain, found = distributions_in(values, cls, refuse, folder)
         scenario = cls._checked(plain, file, document)
@@ -92,9 +92,9 @@ class Scenario(ScenarioFields):
                 return cls._checked(tree, file, document)
 
             if problem := range_problem(distribution, checked_with):
-                raise refuse(key, problem)
+                raise refuse(Problem(key, problem))
         if wrong := uncertainty_problem(scenario, scenario._uncertain):
-            raise refuse(*wrong)
+            raise refuse(wrong)
         return scenario
 
     @classmethod
@@ -102,11 +102,10 @@ class Scenario(ScenarioFields):
         try:
             scenario = cls.model_validate(dict(values))
         except ValidationError as error:
-            raise InputError(explain(error, cls, file, document)) from None
+            raise explain(error, cls, file, document) from None
         problem = inconsistency(scenario)
         if problem:
-            key, message = problem
-            raise InputError(f"{file}: {_line(document, key)}{key}: {message}")
+            raise problem.error(f"{file}: {_line(document, problem.key)}{problem.key}")
         return scenario
 
     def save(self, path: str | Path) -> None:

@@ -13,18 +13,16 @@ from engine.errors import InputError
 from sim.scenario.conditions import parse_condition, require_outcomes
 from sim.scenario.correlation import Pair, normal_correlation
 from sim.scenario.distributions import Distribution, is_distribution, parse_distribution
-from sim.scenario.fields import field_at, leaves
+from sim.scenario.fields import Problem, field_at, leaves
 
 if TYPE_CHECKING:
     from sim.scenario.schema import ScenarioFields, Uncertainty
-
-Problem = tuple[str, str]  # dotted key, what is wrong
 
 
 def distributions_in(
     values: Mapping[str, Any],
     schema: type[BaseModel],
-    refuse: Callable[[str, str], InputError],
+    refuse: Callable[[Problem], InputError],
     folder: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Distribution]]:
     """(the values with the median in place of each distribution, {dotted key: distribution}).
@@ -32,7 +30,7 @@ def distributions_in(
     Args:
         values: plain values of a scenario, as in its file.
         schema: its class; a text is a distribution only where a number belongs.
-        refuse: makes the error from (key, message).
+        refuse: makes the error of a mistake.
         folder: where files lie that a distribution names; None allows none.
 
     Raises:
@@ -53,7 +51,7 @@ def distributions_in(
         try:
             found[key] = parse_distribution(node, whole=float not in kinds, folder=folder)
         except InputError as error:
-            raise refuse(key, str(error)) from None
+            raise refuse(Problem(key, str(error))) from None
         return found[key].median
 
     return walk(values, ()), found
@@ -70,16 +68,15 @@ def range_problem(distribution: Distribution, checked_with: Callable[[float], ob
         try:
             checked_with(int(end) if distribution.whole else end)
         except InputError as error:
-            _, _, allowed = str(error).partition("allowed: ")
             return (
-                f"found {distribution}, which reaches {end:.4g}, allowed: {allowed}; "
+                f"found {distribution}, which reaches {end:.4g}, allowed: {error.allowed}; "
                 "cut it off with `within [low, high]` behind it"
             )
     return None
 
 
 def uncertainty_problem(fields: ScenarioFields, uncertain: Mapping[str, Distribution]) -> Problem | None:
-    """(key, what is wrong) of the first mistake in the section `uncertainty`, None when there is none.
+    """The first mistake in the section `uncertainty`, None when there is none.
 
     `uncertain`: the distribution of each key that has one.
     """
@@ -105,22 +102,22 @@ def _problems(fields: ScenarioFields, uncertain: Mapping[str, Distribution]) -> 
         for key in (one, other):
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-                yield where, f"found {key!r}, an unknown key, nearest is {near[0]}"
+                yield Problem(where, f"found {key!r}, an unknown key, nearest is {near[0]}")
         if one == other:
-            yield where, f"found {one!r} with itself, allowed: two keys"
+            yield Problem(where, f"found {one!r} with itself", "two keys")
         if frozenset((one, other)) in seen:
-            yield where, f"found {one!r} and {other!r} twice, allowed: each pair once"
+            yield Problem(where, f"found {one!r} and {other!r} twice", "each pair once")
         seen.add(frozenset((one, other)))
     try:
         normal_correlation(list(uncertain), pairs(fields.uncertainty, uncertain))
     except InputError as error:
-        yield where, str(error)
+        yield Problem(where, str(error))
     for outcome, relation in fields.uncertainty.targets.items():
         try:
             target = parse_condition(f"{outcome.removeprefix('out.')} {relation}")
             require_outcomes([target.measure])
         except InputError as error:
-            yield f"uncertainty.targets.{outcome}", str(error)
+            yield Problem(f"uncertainty.targets.{outcome}", str(error))
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -100,7 +100,7 @@ def load_fleet(path: str | Path, profile: Profile | None = None) -> Fleet:
     try:
         checked: Any = _FleetFile.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error, _FleetFile, str(path), document)) from None
+        raise explain(error, _FleetFile, str(path), document) from None
 
     kinds = []
     for name, kind in checked.kinds.items():

@@ -155,7 +155,7 @@ def load(path: str | Path) -> ReferenceFile:
     try:
         file = ReferenceFile.model_validate(plain_values(document, str(path)))
     except ValidationError as error:
-        message = explain(error, ReferenceFile, str(path), document)
+        message = str(explain(error, ReferenceFile, str(path), document))
         raise InputError(message.replace(" (None)", "")) from None
     for name, run in file.runs.items():
         needed = {"peak_tflops": run.peak_tflops, "mfu": run.mfu}

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from engine import LLM
-from engine.errors import InputError
+from engine.errors import InputError, QueueFullError
 from engine.server.rate_limits import TokenBucket
 from engine.server.server import Server, ServerConfig
 from engine.usage.api_keys import ApiKeys
@@ -169,6 +169,41 @@ def test_a_full_queue_answers_429_and_when_to_come_back(server: Server) -> None:
     assert refused.json()["error"]["code"] == "queue_full"
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
     assert server.engine.open_samples == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "asked"), [("completions", ASK), ("chat/completions", {"messages": HELLO, "max_tokens": 4})]
+)
+def test_every_full_queue_is_a_429(
+    server: Server, llm: LLM, monkeypatch: pytest.MonkeyPatch, path: str, asked: dict[str, Any], stream: bool
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise QueueFullError("2 requests wait already, allowed are 2", request_id=7)
+
+    body = {**asked, "stream": stream}
+    with monkeypatch.context() as patched:  # the model's own limit
+        patched.setattr(llm.scheduler, "add", refuse)
+        check_queue_full(post(server, f"/v1/{path}", body), "2 requests wait already, allowed are 2")
+    monkeypatch.setattr(server.engine, "open_samples", 8)  # four run, four wait: the server's limit
+    check_queue_full(
+        post(server, f"/v1/{path}", body), "The server is overloaded: its queue is full; try again later"
+    )
+
+
+def test_embeddings_without_room_are_a_429(server: Server, llm: LLM) -> None:
+    table = llm.scheduler.lend(llm.config.cache_tokens)
+    try:
+        check_queue_full(post(server, "/v1/embeddings", {"input": "Hello"}), "The KV cache is full now")
+    finally:
+        llm.scheduler.take_back(table)
+
+
+def check_queue_full(answer: httpx.Response, message: str) -> None:
+    assert answer.status_code == 429
+    error = answer.json()["error"]
+    assert (error["message"], error["type"], error["code"]) == (message, "rate_limit_error", "queue_full")
+    assert 1 <= int(answer.headers["Retry-After"]) <= 60
 
 
 def test_keys_are_needed_where_there_are_keys(llm: LLM, tmp_path: Path) -> None:
