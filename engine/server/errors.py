@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: OpenAI's error body, and the status that its client library knows."""
+"""HTTP errors in OpenAI's form: its error body, with the status codes that its client library maps to exceptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
 class ApiError(Exception):
-    """An answer other than 2xx."""
+    """An HTTP error response."""
 
     def __init__(
         self,
@@ -33,21 +33,21 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """As OpenAI's API writes it."""
+        """OpenAI's error body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The whole answer."""
+        """The response to send."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """A 400."""
+    """A 400 error."""
     return ApiError(400, message, param=param, code=code)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Let everything that goes wrong in `app` end in OpenAI's error body."""
+    """Answer every exception in `app` with OpenAI's error body."""
 
     async def own(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
@@ -71,7 +71,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _explain(error: RequestValidationError) -> ApiError:
-    """One line of what pydantic found, without the input: it may be somebody's prompt."""
+    """Pydantic's findings in one line, without the input, which may be a prompt."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":

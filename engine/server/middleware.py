@@ -1,102 +1,59 @@
-"""The door: what every request passes before the application sees it, and the line in the log that it leaves.
+"""ASGI middleware: authentication, limits on request bodies, and the access log.
 
-It gives a request its id, looks up its key, refuses bodies that are too large or too slow and requests that come
-before the model is loaded or while the server drains, and writes one line when the answer is over. Nothing of a
-prompt is in that line, nor in what is said about a mistake of the server, unless the server was told to.
+It gives each request an id, looks up its key, refuses bodies that are too large or too slow and requests that come
+before the model is loaded or while the server drains, and writes one line to the log when the response is complete.
+The log holds nothing of a prompt, tracebacks included, unless the server is configured to log prompts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import traceback
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
 
-from engine.server.engine_thread import EngineLoop
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.server.engine_thread import EngineThread
 from engine.server.errors import ApiError
+from engine.server.request_context import RequestContext
 from engine.usage.api_keys import ApiKey, ApiKeys
 from engine.usage.database import UsageDatabaseError
 
 log = logging.getLogger("engine.server")
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
-ANONYMOUS = ApiKey(
-    key_id="anonymous", prefix="", name="anonymous", customer="anonymous", plan=None, requests_per_minute=None,
-    tokens_per_minute=None, budget_micro_usd_per_month=None, priority=0, created_s=0.0, expires_at_s=None,
-    revoked_s=None,
-)  # fmt: skip
-_OPEN = {"/health", "/ready", "/metrics", "/openapi.json"}  # need no key and no model
+_OPEN_PATHS = {"/health", "/ready", "/metrics", "/openapi.json"}  # need no key and no model
 _BODY_TIMEOUT_S = 30.0
-_READ_ON = (
-    8  # a body too large by up to this factor is read to its end, so that the client hears why it is refused
-)
+# A body too large by up to this factor is read to its end: a client that still sends does not see the response.
+_READ_ON = 8
 _CLOSING = (b"connection", b"close")
 
 
-@dataclass
-class Visit:
-    """One request, as the log tells of it."""
-
-    method: str
-    path: str
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    arrived_s: float = field(default_factory=time.time)
-    begun_s: float = field(default_factory=time.perf_counter)
-    key: ApiKey = ANONYMOUS
-    status: int = 0
-    outcome: str = "-"  # as in the meter
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    first_token_s: float | None = None  # after arrival
-    prompt: str = ""
-    headers: dict[str, str] = field(default_factory=dict)  # to be added to the answer
-
-    def line(self) -> str:
-        """For the access log."""
-        first = "-" if self.first_token_s is None else f"{self.first_token_s:.3f}"
-        line = (
-            f"{self.request_id} {self.key.key_id} {self.method} {self.path} {self.status} {self.outcome} "
-            f"prompt={self.prompt_tokens} cached={self.cached_tokens} output={self.output_tokens} "
-            f"first_s={first} total_s={time.perf_counter() - self.begun_s:.3f}"
-        )
-        return f"{line} text={self.prompt!r}" if self.prompt else line
-
-
-class Door:
-    """ASGI around the application."""
+class AccessMiddleware:
+    """Wraps the application: checks each request before it and logs it after it."""
 
     def __init__(
-        self, app: App, engine: EngineLoop, keys: ApiKeys | None, max_body_bytes: int, log_prompts: bool
+        self, app: ASGIApp, engine: EngineThread, keys: ApiKeys | None, max_body_bytes: int, log_prompts: bool
     ) -> None:
         self.draining = False
-        self.active = 0  # requests under way
+        self.active = 0  # requests in progress
         self._app, self._engine, self._keys = app, engine, keys
         self._max_body_bytes, self._log_prompts = max_body_bytes, log_prompts
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection; other than HTTP is ignored."""
         if scope["type"] != "http":
             return
-        visit = Visit(scope["method"], scope["path"])
-        scope.setdefault("state", {})["visit"] = visit
+        context = RequestContext(scope["method"], scope["path"])
+        scope.setdefault("state", {})["context"] = context
         begun = False
         self.active += 1
 
-        async def answer(message: Message) -> None:
+        async def send_response(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                visit.status = message["status"]
-                extra = {"x-request-id": visit.request_id, **visit.headers}
+                context.status = message["status"]
+                extra = {"x-request-id": context.request_id, **context.headers}
                 message["headers"] = [
                     *message.get("headers", ()),
                     *((name.lower().encode(), value.encode()) for name, value in extra.items()),
@@ -104,33 +61,33 @@ class Door:
             await send(message)
 
         try:
-            await self._admit(visit, scope)
-            await self._app(scope, await self._limited(scope, receive), answer)
+            await self._check_access(context, scope)
+            await self._app(scope, await self._read_body(scope, receive), send_response)
         except ApiError as error:
             if not begun:
                 response = error.response()
                 if error.status in (408, 413):  # what is left of the body is not read
                     response.raw_headers.append(_CLOSING)
-                await response(scope, receive, answer)
+                await response(scope, receive, send_response)
         except Exception as error:  # the application has answered 500
-            self._tell(visit, error)
+            self._log_failure(context, error)
         finally:
             self.active -= 1
-            if visit.status or visit.outcome != "-":
-                log.info(visit.line())
+            if context.status or context.outcome != "-":
+                log.info(context.log_line())
 
-    async def _admit(self, visit: Visit, scope: MutableMapping[str, Any]) -> None:
-        if visit.path in _OPEN:
+    async def _check_access(self, context: RequestContext, scope: Scope) -> None:
+        if context.path in _OPEN_PATHS:
             return
         if self._keys is not None:
-            visit.key = await self._find_key(self._keys, scope)
+            context.key = await self._find_key(self._keys, scope)
         if self.draining:
             raise ApiError(503, "the server is stopping", headers={"Retry-After": "5"})
         if not self._engine.ready:
             why = "the engine failed" if self._engine.failure else "the model is being loaded"
             raise ApiError(503, why, headers={"Retry-After": "5"})
 
-    async def _find_key(self, keys: ApiKeys, scope: MutableMapping[str, Any]) -> ApiKey:
+    async def _find_key(self, keys: ApiKeys, scope: Scope) -> ApiKey:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         kind, _, secret = given.decode("latin-1").partition(" ")
         headers = {"WWW-Authenticate": "Bearer"}
@@ -146,8 +103,8 @@ class Door:
             raise ApiError(401, message, code="invalid_api_key", headers=headers)
         return key
 
-    async def _limited(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
-        """The body, read here if there is one: whole, in time, not too large."""
+    async def _read_body(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the whole body, if there is one, within the limits of size and time; returns a channel that replays it."""
         headers = dict(scope["headers"])
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
             return receive
@@ -181,9 +138,9 @@ class Door:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._max_body_bytes} bytes", code="body_too_large")
 
-    def _tell(self, visit: Visit, error: Exception) -> None:
-        """A mistake of the server. Its message may hold a piece of a prompt."""
-        visit.outcome = "error"
+    def _log_failure(self, context: RequestContext, error: Exception) -> None:
+        # The message of an exception may hold a piece of a prompt.
+        context.outcome = "error"
         where = "".join(traceback.format_tb(error.__traceback__))
         what = f"{type(error).__name__}: {error}" if self._log_prompts else type(error).__name__
-        log.error("%s %s\n%s", visit.request_id, what, where)
+        log.error("%s %s\n%s", context.request_id, what, where)

@@ -15,9 +15,9 @@ from engine.errors import InputError
 from engine.inference.llm import LLM
 from engine.sampling.sampler import SamplingParams
 from engine.server import schema
-from engine.server.engine_thread import EngineLoop
+from engine.server.engine_thread import EngineThread
 from engine.server.errors import ApiError, bad
-from engine.server.lifecycle import Counter
+from engine.server.lifecycle import RequestLifecycle
 from engine.server.responses import Vocabulary
 
 _T = TypeVar("_T")
@@ -29,8 +29,8 @@ _CUT_TOKENS = 64  # more than a cut in the midst of a text adds
 class Service:
     """What the routes work with."""
 
-    engine: EngineLoop
-    counter: Counter
+    engine: EngineThread
+    lifecycle: RequestLifecycle
     model: str
     max_output_tokens: int | None
     log_prompts: bool
@@ -56,7 +56,7 @@ class Service:
         copied("once")  # the first call may set it up; from then on threads may share it
         return Vocabulary(copied, self.llm.shape.vocab_size)
 
-    def words(self) -> Vocabulary:
+    def require_tokenizer(self) -> Vocabulary:
         """The tokenizer, which is needed here."""
         if self.vocabulary is None:
             raise bad("this model has no tokenizer: give token ids")
@@ -67,7 +67,7 @@ class Service:
         """Tokens that a request may have, its answer included."""
         return min(self.llm.shape.max_context_tokens, self.llm.config.cache_tokens)
 
-    async def apart(self, work: Callable[..., _T], *arguments: Any) -> _T:
+    async def in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Work on texts, beside the event loop: a long text takes long."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work, *arguments)
 
@@ -81,7 +81,7 @@ class Service:
 
     def encode(self, text: str, special: bool, refuses: bool = True) -> list[int]:
         """Token ids of a text; `refuses` one that is far too long before all of it is read."""
-        tokenizer = self.words().tokenizer
+        tokenizer = self.require_tokenizer().tokenizer
         part = text[: _CHARACTERS_PER_TOKEN * self.longest]
         if refuses and len(part) < len(text):
             least = len(tokenizer(part, add_special_tokens=special)["input_ids"]) - _CUT_TOKENS
@@ -112,7 +112,7 @@ class Service:
 
     def conversation(self, messages: list[schema.Message]) -> list[int]:
         """Token ids of a conversation."""
-        tokenizer = self.words().tokenizer
+        tokenizer = self.require_tokenizer().tokenizer
         if not tokenizer.chat_template:
             raise bad(f"the model {self.model!r} has no chat template: use /v1/completions", "messages")
         turns = [
@@ -149,7 +149,7 @@ class Service:
             raise bad(f"n: found {n}, allowed are up to {self.llm.config.max_running_requests}", "n")
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         if stops:
-            self.words()
+            self.require_tokenizer()
         as_json = body.response_format is not None and body.response_format.type == "json_object"
         if as_json and max_tokens < 2:
             raise bad("max_tokens: a JSON object takes at least 2", "max_tokens")

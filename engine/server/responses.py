@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.sampling.sampler import TokenLogprobs
 from engine.sampling.token_bytes import token_bytes
-from engine.server.engine_thread import Sample, Ticket
+from engine.server.engine_thread import InFlightRequest, Sample
 from engine.server.schema import StreamOptions
 
 DONE = b"data: [DONE]\n\n"
@@ -43,12 +43,12 @@ class Vocabulary:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def usage_of(ticket: Ticket) -> dict[str, Any]:
+def usage_of(inflight: InFlightRequest) -> dict[str, Any]:
     """Tokens of a request; a prompt counts once, whatever n is."""
-    prompts = [sample.output for sample in firsts(ticket)]
+    prompts = [sample.output for sample in firsts(inflight)]
     prompt = sum(len(output.prompt_token_ids) for output in prompts)
     cached = sum(output.metrics.cached_tokens for output in prompts)
-    output = sum(sample.tokens for sample in ticket.samples)
+    output = sum(sample.tokens for sample in inflight.samples)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": output,
@@ -57,11 +57,11 @@ def usage_of(ticket: Ticket) -> dict[str, Any]:
     }
 
 
-def firsts(ticket: Ticket) -> list[Sample]:
+def firsts(inflight: InFlightRequest) -> list[Sample]:
     """The first sample of each prompt."""
     found, at = [], 0
-    for params in ticket.params if ticket.samples else ():
-        found.append(ticket.samples[at])
+    for params in inflight.params if inflight.samples else ():
+        found.append(inflight.samples[at])
         at += params.n
     return found
 
@@ -181,23 +181,23 @@ class Text:
 Form = Chat | Text
 
 
-def whole(form: Form, ticket: Ticket) -> bytes:
+def whole(form: Form, inflight: InFlightRequest) -> bytes:
     """The body of an answer that is no stream."""
-    choices = [form.choice(index, sample) for index, sample in enumerate(ticket.samples)]
-    return _json({**form.head, "object": form.object, "choices": choices, "usage": usage_of(ticket)})
+    choices = [form.choice(index, sample) for index, sample in enumerate(inflight.samples)]
+    return _json({**form.head, "object": form.object, "choices": choices, "usage": usage_of(inflight)})
 
 
 class Stream:
     """The events of one stream. What is the same in each of them is written once."""
 
-    def __init__(self, form: Form, ticket: Ticket, options: StreamOptions) -> None:
-        self._form, self._ticket, self._options = form, ticket, options
+    def __init__(self, form: Form, inflight: InFlightRequest, options: StreamOptions) -> None:
+        self._form, self._inflight, self._options = form, inflight, options
         head = json.dumps({**form.head, "object": form.chunk_object})
         self._open = f'data: {head[:-1]}, "choices": ['
         self._close = '], "usage": null}\n\n' if options.include_usage else "]}\n\n"
         self._head = head
-        self._sent = [(0, 0, False)] * len(ticket.samples)  # characters, tokens, whether it is over
-        self._offsets = [0] * len(ticket.samples)
+        self._sent = [(0, 0, False)] * len(inflight.samples)  # characters, tokens, whether it is over
+        self._offsets = [0] * len(inflight.samples)
 
     def first(self) -> bytes:
         """The events that open the answers."""
@@ -207,7 +207,7 @@ class Stream:
     def news(self, ends: bool = True) -> bytes:
         """Events of everything that is new; may be nothing. `ends`: also that an answer is over."""
         events, counts = "", self._options.continuous_usage_stats
-        for index, sample in enumerate(self._ticket.samples):
+        for index, sample in enumerate(self._inflight.samples):
             characters, tokens, over = self._sent[index]
             reason = sample.finish_reason if ends else None
             text, grew = sample.text[characters:], sample.tokens > tokens
@@ -225,13 +225,13 @@ class Stream:
         """The event that tells the tokens, if the client asked for it."""
         if not self._options.include_usage:
             return b""
-        usage = json.dumps(usage_of(self._ticket))
+        usage = json.dumps(usage_of(self._inflight))
         return f'data: {self._head[:-1]}, "choices": [], "usage": {usage}}}\n\n'.encode()
 
     def _event(self, choice: dict[str, Any]) -> str:
         close = self._close
         if self._options.continuous_usage_stats:
-            close = f'], "usage": {json.dumps(usage_of(self._ticket))}}}\n\n'
+            close = f'], "usage": {json.dumps(usage_of(self._inflight))}}}\n\n'
         return f"{self._open}{json.dumps(choice)}{close}"
 
 

@@ -16,10 +16,10 @@ from engine.inference.embed import embed
 from engine.inference.llm import LLM
 from engine.sampling.sampler import SamplingParams
 from engine.server import schema
-from engine.server.engine_thread import StoppedError, Ticket
+from engine.server.engine_thread import InFlightRequest, StoppedError
 from engine.server.errors import ApiError, add_handlers, bad
-from engine.server.lifecycle import told
-from engine.server.middleware import Visit
+from engine.server.lifecycle import to_api_error
+from engine.server.middleware import RequestContext
 from engine.server.request_parsing import Service
 from engine.server.responses import DONE, Chat, Form, Stream, Text, embedded, whole
 
@@ -82,19 +82,24 @@ def make_app(service: Service) -> FastAPI:
     async def completions(body: schema.CompletionBody, request: Request) -> Response:
         """Go on with a text."""
         service.require_model(body.model)
-        prompts = await service.apart(service.prompts, body.prompt, "prompt")
+        prompts = await service.in_thread(service.prompts, body.prompt, "prompt")
         if body.echo and body.logprobs is not None:
             raise bad("logprobs: of an echoed prompt they are not computed", "logprobs")
         longest = max(map(len, prompts))
-        params = await service.apart(service.sampling, body, body.max_tokens or 16, body.logprobs, longest)
+        params = await service.in_thread(
+            service.sampling, body, body.max_tokens or 16, body.logprobs, longest
+        )
         texts = [""] * len(prompts)
         if body.echo:
-            texts = [service.words().tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
+            texts = [
+                service.require_tokenizer().tokenizer.decode(prompt, skip_special_tokens=True)
+                for prompt in prompts
+            ]
             if isinstance(body.prompt, str):
                 texts = [body.prompt]
         echoed = [text for text in texts for _ in range(params.n)]
-        visit: Visit = request.state.visit
-        form = Text(visit.request_id, service.model, service.vocabulary, echoed)
+        context: RequestContext = request.state.context
+        form = Text(context.request_id, service.model, service.vocabulary, echoed)
         return await _answer(service, form, prompts, params, body, str(body.prompt), request)
 
     @app.post("/v1/chat/completions", response_model=schema.ChatCompletion, **streamed)
@@ -103,12 +108,12 @@ def make_app(service: Service) -> FastAPI:
         service.require_model(body.model)
         if body.top_logprobs is not None and not body.logprobs:
             raise bad("top_logprobs: allowed with logprobs only", "top_logprobs")
-        prompt = await service.apart(service.conversation, body.messages)
+        prompt = await service.in_thread(service.conversation, body.messages)
         most = body.max_completion_tokens or body.max_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        params = await service.apart(service.sampling, body, most, logprobs, len(prompt))
-        visit: Visit = request.state.visit
-        form = Chat(visit.request_id, service.model, service.vocabulary)
+        params = await service.in_thread(service.sampling, body, most, logprobs, len(prompt))
+        context: RequestContext = request.state.context
+        form = Chat(context.request_id, service.model, service.vocabulary)
         text = "\n".join(message.text for message in body.messages)
         return await _answer(service, form, [prompt], params, body, text, request)
 
@@ -116,22 +121,22 @@ def make_app(service: Service) -> FastAPI:
     async def embeddings(body: schema.EmbeddingBody, request: Request) -> Response:
         """The mean of the model's last hidden states over each text, of length 1."""
         service.require_model(body.model)
-        prompts = await service.apart(service.prompts, body.input, "input")
+        prompts = await service.in_thread(service.prompts, body.input, "input")
         most = service.longest - 1
         if max(map(len, prompts)) > most:
             raise bad(f"input: allowed are up to {most} tokens each", "input", "context_length_exceeded")
-        visit: Visit = request.state.visit
-        visit.prompt_tokens = sum(map(len, prompts))
-        await service.counter.take(visit, visit.prompt_tokens, visit.prompt_tokens)
+        context: RequestContext = request.state.context
+        context.prompt_tokens = sum(map(len, prompts))
+        await service.lifecycle.reserve(context, context.prompt_tokens, context.prompt_tokens)
         encoding = body.encoding_format or "float"
         data, engine_s = [], 0.0
         for index, prompt in enumerate(prompts):
             vector, took_s = await _on_engine(service, prompt)
             engine_s += took_s
             data.append({"object": "embedding", "index": index, "embedding": embedded(vector, encoding)})
-        visit.outcome = "stop"
-        await service.counter.record(visit, engine_s)
-        usage = {"prompt_tokens": visit.prompt_tokens, "total_tokens": visit.prompt_tokens}
+        context.outcome = "stop"
+        await service.lifecycle.record(context, engine_s)
+        usage = {"prompt_tokens": context.prompt_tokens, "total_tokens": context.prompt_tokens}
         return JSONResponse({"object": "list", "model": service.model, "data": data, "usage": usage})
 
     @app.post("/tokenize", response_model=schema.Tokens, **keyed)
@@ -141,9 +146,9 @@ def make_app(service: Service) -> FastAPI:
         if (body.prompt is None) == (body.messages is None):
             raise bad("give either prompt or messages")
         if body.messages is not None:
-            tokens = await service.apart(service.conversation, body.messages)
+            tokens = await service.in_thread(service.conversation, body.messages)
         elif body.prompt:
-            tokens = await service.apart(service.encode, body.prompt, body.add_special_tokens, False)
+            tokens = await service.in_thread(service.encode, body.prompt, body.add_special_tokens, False)
         else:
             tokens = []
         found = {"count": len(tokens), "max_model_len": service.longest, "tokens": tokens}
@@ -156,7 +161,9 @@ def make_app(service: Service) -> FastAPI:
         size = service.llm.shape.vocab_size
         if any(token >= size for token in body.tokens):
             raise bad(f"tokens: allowed are 0 to {size - 1}", "tokens")
-        return JSONResponse({"prompt": await service.apart(service.words().tokenizer.decode, body.tokens)})
+        return JSONResponse(
+            {"prompt": await service.in_thread(service.require_tokenizer().tokenizer.decode, body.tokens)}
+        )
 
     _describe_truthfully(app)
     return app
@@ -172,9 +179,9 @@ async def _on_engine(service: Service, prompt: list[int]) -> tuple[list[float], 
         return cast(tuple[list[float], float], await service.engine.call(work))
     except QueueFullError as error:
         full = QueueFullError("The KV cache is full now", retry_after_s=error.retry_after_s)
-        raise told(full) from None
+        raise to_api_error(full) from None
     except (InputError, StoppedError) as error:
-        raise told(error) from None
+        raise to_api_error(error) from None
 
 
 async def _answer(
@@ -187,25 +194,27 @@ async def _answer(
     request: Request,
 ) -> Response:
     """Run a request, and answer whole or as a stream."""
-    visit: Visit = request.state.visit
+    context: RequestContext = request.state.context
     if service.log_prompts:
-        visit.prompt = text
+        context.prompt = text
     streams = bool(body.stream)
-    ticket = await service.counter.admit(visit, prompts, params, streams=streams, receive=request.receive)
-    settle = lambda: service.counter.settle(visit, ticket, text if body.store else None, body.user)  # noqa: E731
+    inflight = await service.lifecycle.admit(
+        context, prompts, params, streams=streams, receive=request.receive
+    )
+    settle = lambda: service.lifecycle.settle(context, inflight, text if body.store else None, body.user)  # noqa: E731
     try:
         if streams:
-            await ticket.wait()  # what goes wrong before the first token has a status of its own
+            await inflight.wait()  # what goes wrong before the first token has a status of its own
         else:
-            await ticket.wait_finished()
+            await inflight.wait_finished()
     except (InputError, StoppedError) as error:
         await settle()
-        raise told(error) from None
-    if ticket.gone:
-        await ticket.closed.wait()
+        raise to_api_error(error) from None
+    if inflight.disconnected:
+        await inflight.closed.wait()
         await settle()
         return Response(status_code=_GONE)
-    if all(sample.finish_reason == "timeout" and not sample.tokens for sample in ticket.samples):
+    if all(sample.finish_reason == "timeout" and not sample.tokens for sample in inflight.samples):
         await settle()
         raise ApiError(
             429, "The request waited for its time limit and was never begun", code="timeout",
@@ -213,9 +222,9 @@ async def _answer(
         )  # fmt: skip
     if streams:
         options = body.stream_options or schema.StreamOptions()
-        return _Events(Stream(form, ticket, options), ticket, settle)
+        return _Events(Stream(form, inflight, options), inflight, settle)
     await settle()
-    return Response(whole(form, ticket), media_type="application/json")
+    return Response(whole(form, inflight), media_type="application/json")
 
 
 class _Events(Response):
@@ -223,35 +232,37 @@ class _Events(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: Stream, ticket: Ticket, settle: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, stream: Stream, inflight: InFlightRequest, settle: Callable[[], Awaitable[None]]
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._stream, self._ticket, self._settle = stream, ticket, settle
+        self._stream, self._inflight, self._settle = stream, inflight, settle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what comes while it comes."""
-        stream, ticket = self._stream, self._ticket
+        stream, inflight = self._stream, self._inflight
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         end = b""
         try:
             await _send(send, stream.first())
-            while not ticket.gone:
-                over = ticket.closed.is_set()
+            while not inflight.disconnected:
+                over = inflight.closed.is_set()
                 await _send(send, stream.news(ends=not over))
                 if over:
                     break
-                await ticket.wait()
-            if ticket.error is not None:
-                raise ticket.error
-            if ticket.gone:
-                await ticket.closed.wait()
+                await inflight.wait()
+            if inflight.error is not None:
+                raise inflight.error
+            if inflight.disconnected:
+                await inflight.closed.wait()
                 await self._settle()
             else:
                 end = stream.news()
                 await self._settle()
                 end += stream.usage() + DONE
         except (ApiError, InputError, StoppedError) as error:
-            answer = error if isinstance(error, ApiError) else told(error)
+            answer = error if isinstance(error, ApiError) else to_api_error(error)
             if not isinstance(error, ApiError):
                 await self._settle()
             end = b"data: " + JSONResponse(answer.body).body + b"\n\n"

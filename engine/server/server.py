@@ -20,9 +20,9 @@ import uvicorn
 
 from engine.errors import InputError
 from engine.inference.llm import LLM
-from engine.server.engine_thread import EngineLoop
-from engine.server.lifecycle import Counter
-from engine.server.middleware import Door
+from engine.server.engine_thread import EngineThread
+from engine.server.lifecycle import RequestLifecycle
+from engine.server.middleware import AccessMiddleware
 from engine.server.rate_limits import Limits
 from engine.server.request_parsing import Service
 from engine.server.routes import make_app
@@ -94,8 +94,8 @@ class Server:
         model = self.config.model or name or (llm.shape.name if isinstance(llm, LLM) else None)
         if model is None:
             raise InputError("server: a model that is yet to be loaded needs a name")
-        self.engine = EngineLoop((lambda: llm) if isinstance(llm, LLM) else llm, self.config.queue)
-        counter = Counter(
+        self.engine = EngineThread((lambda: llm) if isinstance(llm, LLM) else llm, self.config.queue)
+        lifecycle = RequestLifecycle(
             self.engine,
             meter,
             Limits(meter, prices_of),
@@ -106,20 +106,22 @@ class Server:
         )
         self._service = Service(
             self.engine,
-            counter,
+            lifecycle,
             model,
             self.config.max_output_tokens,
             self.config.log_prompts,
             keys is not None,
-            lambda: self._door.draining,
+            lambda: self._middleware.draining,
         )
         self.app = make_app(self._service)
-        self._door = Door(self.app, self.engine, keys, self.config.max_body_bytes, self.config.log_prompts)
+        self._middleware = AccessMiddleware(
+            self.app, self.engine, keys, self.config.max_body_bytes, self.config.log_prompts
+        )
         self._socket = _bind(self.config.host, self.config.port)
         self.model = model
         self._uvicorn = _Quiet(
             uvicorn.Config(
-                self._door,
+                self._middleware,
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -156,7 +158,7 @@ class Server:
 
     def drain(self) -> None:
         """Begin to stop: take no more, finish what is under way."""
-        self._door.draining = True
+        self._middleware.draining = True
 
     def run(self, on_ready: Callable[[LLM], None] | None = None) -> None:
         """Serve until a signal says stop; on the main thread.
@@ -197,14 +199,14 @@ class Server:
                 await asyncio.wait((serving,), timeout=_POLL_S)
                 if loading.done() and not warm and self.engine.ready:
                     warm = True
-                    await self._service.apart(getattr, self._service, "vocabulary")
+                    await self._service.in_thread(getattr, self._service, "vocabulary")
                     if on_ready is not None:
                         on_ready(loading.result())
                 if self.engine.failure is not None:
                     break
-                if self._door.draining:
+                if self._middleware.draining:
                     drained_at = drained_at or loop.time()
-                    if not self._door.active or loop.time() - drained_at > self.config.drain_s:
+                    if not self._middleware.active or loop.time() - drained_at > self.config.drain_s:
                         break
         finally:
             # What still runs is told so and ends; then the connections are closed.
@@ -215,9 +217,9 @@ class Server:
                 loading.exception()
 
     def _hear(self) -> None:
-        if self._door.draining:
+        if self._middleware.draining:
             self._uvicorn.should_exit = self._uvicorn.force_exit = True
-        self._door.draining = True
+        self._middleware.draining = True
 
 
 class _Quiet(uvicorn.Server):
