@@ -151,7 +151,7 @@ def result_json(result: Result) -> str:
             "provenance": result.surface.provenance,
         },
         "scenario": result.scenario.plain(),
-        "events": result.events,
+        "events": result.events[["month_index", "day", "stage", "what"]],
         "assumptions": result.assumptions,
     }
     return json.dumps(json_ready(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -265,9 +265,9 @@ def event_rows(result: Result) -> list[list[str]]:
     labels = list(result.monthly["month"])
     events = result.events
     return [
-        [labels[month], str(day), tr(STAGES.get(stage, stage)), event_in_words(what)]
-        for month, day, stage, what in zip(
-            events["month_index"], events["day"], events["stage"], events["what"], strict=True
+        [labels[month], str(day), tr(STAGES[stage]), event_in_words(kind, values)]
+        for month, day, stage, kind, values in zip(
+            *(events[name] for name in ("month_index", "day", "stage", "kind", "values")), strict=True
         )
     ]
 

@@ -99,7 +99,7 @@ def _renew(world: World, fleet: FleetState) -> None:
     machine = best(world, fleet.known)
     if machine is not fleet.machine:
         fleet.machine = machine
-        world.note("deployment", f"the fleet moves to {machine.name!r}, {machine.speed:g} times as fast")
+        world.note("deployment", "fleet_moved", machine=machine.name, times=machine.speed)
     fleet.reserved_factor = _scarcity_factor(world)
     fleet.reserved = []
     for region, demand_rps in zip(fleet.regions, _demand(world, fleet, None), strict=True):
@@ -107,7 +107,9 @@ def _renew(world: World, fleet: FleetState) -> None:
         fleet.reserved.append(float(round(deployment.reserved_share * float(week.ordered.mean()))))
     world.note(
         "deployment",
-        f"{sum(fleet.reserved):.0f} replicas reserved for {deployment.reserved_term_months} months",
+        "replicas_reserved",
+        replicas=sum(fleet.reserved),
+        months=deployment.reserved_term_months,
     )
 
 

@@ -53,7 +53,7 @@ components.figures(result, "flywheel", "versions")
 components.figures(result, "customers")
 st.subheader(tr("What happened"))
 events = result.events.copy()
-events["what"] = [event_in_words(what) for what in events["what"]]
+events["what"] = list(map(event_in_words, events["kind"], events["values"]))
 events["month"] = [monthly["month"].iloc[index] for index in events["month_index"]]
 stages = st.pills(
     tr("Stages"),

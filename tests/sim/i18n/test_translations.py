@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from string import Formatter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from translations import LOCALE, names_in, sentences, translations
 
 from engine.errors import InputError
 from engine.profile.profile import describe
@@ -18,7 +18,9 @@ from sim.i18n.event_messages import EVENTS, STAGES, event_in_words
 from sim.i18n.translate import LANGUAGES, language, retell, set_language, speaking, tr
 from sim.utils.paths import scenarios_dir
 from tests.helpers.company import closed_form_surface
+from tests.helpers.places import ROOT
 from tests.helpers.profile import synthetic_profile
+from tests.tools.translations import LOCALE, names_in, sentences, translations
 
 CHINESE = translations("zh")
 OTHERS = sorted(set(LANGUAGES) - {"en"})
@@ -40,9 +42,10 @@ def test_a_translation_keeps_names_and_markup(code) -> None:
         for sign in ("**", "`", "<br>", "$", "°"):
             assert english.count(sign) == other.count(sign), english
         assert english[:1].isspace() == other[:1].isspace(), english
-        names = [name.strip("{}") for name in names_in(other)]
-        if names and all(name.isidentifier() for name in names):
-            assert other.format(**dict.fromkeys(names, "7"))  # no stray brace
+        names = [name for name in names_in(other) if not re.fullmatch(r"\{\w+(![rs])?(:[\w.,%+]+)?\}", name)]
+        if not names:
+            fields = [name for _, name, _, _ in Formatter().parse(other) if name]
+            assert other.format(**dict.fromkeys(fields, 7))  # no stray brace
 
 
 def test_chinese_says_token_by_one_word_and_leaves_no_english_word_alone() -> None:
@@ -86,7 +89,7 @@ def test_numbers_in_words_follow_the_language() -> None:
 
 @settings(deadline=None)
 @given(
-    st.sampled_from([EVENTS, PROFILE, PROGRESS, SOURCES]).flatmap(
+    st.sampled_from([PROFILE, PROGRESS, SOURCES]).flatmap(
         lambda group: st.tuples(st.just(group), st.sampled_from(group))
     ),
     st.data(),
@@ -107,11 +110,28 @@ def test_every_event_of_the_shipped_scenarios_is_told_in_chinese(file) -> None:
     assert len(result.events)
     assert set(result.events["stage"]) <= set(STAGES)
     with speaking("zh"):
-        told = [event_in_words(what) for what in result.events["what"]]
+        told = list(map(event_in_words, result.events["kind"], result.events["values"]))
     numbers = re.compile(r"\d[\d,.]*\d|\d")
     for what, other in zip(result.events["what"], told, strict=True):
         assert re.search(r"[\u4e00-\u9fff]", other), what
         assert sorted(numbers.findall(what)) == sorted(numbers.findall(other)), what
+
+
+def test_every_kind_that_a_stage_notes_has_a_sentence() -> None:
+    noted = set()
+    for file in (ROOT / "sim" / "stages").rglob("*.py"):
+        noted |= set(re.findall(r'\.note\(\s*"\w+",\s*"(\w+)"', file.read_text()))
+    assert noted | {"canary_rollback", "user_rollback"} == set(EVENTS)
+
+
+def test_an_event_has_the_parts_that_happened() -> None:
+    counts = {"plan": "team", "signed": 3, "renewed": 0, "lost": 1}
+    failures = {"phase": "fine-tuning", "failures": 2, "hours": 1234.5}
+    assert event_in_words("contracts", counts) == "contracts of team: 3 signed, 1 lost"
+    assert event_in_words("phase_failures", failures) == "fine-tuning went through 2 failures in 1,234 h"
+    with speaking("zh"):
+        assert event_in_words("contracts", counts) == "team 合同：新签 3，流失 1"
+        assert event_in_words("phase_failures", failures) == "微调经历 2 次故障，历时 1,234 h"
 
 
 def test_a_profile_is_described_in_chinese() -> None:
