@@ -31,6 +31,7 @@ from engine.profiling.fit import fit_step_time, relative_errors
 from engine.profiling.grid import GridPoint, default_grid, is_held_out
 from engine.profiling.perplexity import measure_quality
 from engine.profiling.power import PowerMeter
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def measure_profile(
     training_s = _TRAINING_SHARE * budget_s if training else 0.0
     report = progress or no_progress
     hardware = detect(device, price_usd_per_hour)
-    report(0.0, "loading the model")
+    report(0.0, Message("loading the model"))
     with PowerMeter(device) as idle:
         time.sleep(0.5)  # what the machine draws before it works
     from engine.inference.llm import LLM
@@ -91,7 +92,7 @@ def measure_profile(
     load_s = time.perf_counter() - started
     points = list(grid) if grid is not None else default_grid(llm.config, llm.shape.max_context_tokens)
     planned = len(points)
-    report(0.15, "measuring peak speed")
+    report(0.15, Message("measuring peak speed"))
     fill_cache(llm)
     flops, bandwidth = measure_peaks(device, dtype)
     quality = measure_quality(llm, model)
@@ -114,14 +115,14 @@ def measure_profile(
     if training:
         from engine.profiling.training_steps import measure_training
 
-        report(1 - 0.8 * _TRAINING_SHARE, "measuring training steps")
+        report(1 - 0.8 * _TRAINING_SHARE, Message("measuring training steps"))
         del llm  # training needs its memory
         steps, reason = measure_training(
             model, shape, device, budget_s=training_s, machine_flops=flops, seed=seed
         )
         if reason is not None:
             method["training"] = reason
-    report(1.0, "done")
+    report(1.0, Message("done"))
     return Profile(
         schema_version=SCHEMA_VERSION,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -207,7 +208,7 @@ def _measure(
                 break  # a machine so slow that one pass takes longer, or two: the rest of the grid is left out
             report(
                 0.17 + 0.8 * (1 - _TRAINING_SHARE) * min(1.0, spent / budget_s),
-                f"measuring steps, pass {number + 1}",
+                Message("measuring steps, pass {number}", number=number + 1),
             )
             first_s = time_step(llm, batches[index])
             if first_s >= _SHORT_S:
@@ -381,7 +382,7 @@ def _complete(
         threads=torch.get_num_threads(),
         peak_flops=flops,
         memory_bandwidth_bytes_per_s=bandwidth,
-        peak_source="measured here: best large matrix product, best sum over a large array",
+        peak_source=Message("measured here: best large matrix product, best sum over a large array"),
         idle_w=idle.mean_w,
         load_w=load.mean_w,
     )

@@ -33,6 +33,7 @@ from engine.training.scaling_fit import LEVEL, HeldOut, Point, held_out, interva
 from engine.training.scaling_law import TRAINING_FLOP, ScalingConstants, ScalingFit, fit
 from engine.training.trainer import new_model
 from engine.utils.files import write_atomically
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 
 SIZES = ((2, 32), (2, 64), (3, 96), (4, 128))  # layers, width
@@ -205,7 +206,11 @@ def learning_curve(
             raise InputError(f"ladder: the loss is {found} at step {number}; lower learning_rate ({rate:g})")
         made += 1
         if progress is not None:
-            progress(made / total, f"width {config.hidden_size}, step {number}, loss {found:.2f}")
+            width = config.hidden_size
+            text = Message(
+                "width {width}, step {step}, loss {loss:.2f}", width=width, step=number, loss=found
+            )
+            progress(made / total, text)
 
     for mark, branch in zip(marks, branches, strict=True):
         for number in range(trunk + 1, branch + 1):

@@ -44,6 +44,7 @@ from engine.training.optimizer import (
 from engine.training.python_docs import MAX_MB, standard_library
 from engine.training.scaling_law import TRAINING_FLOP, training_flop
 from engine.utils.memory import peak_memory_bytes, reset_peak_memory
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 
 DEFAULT_TOKENIZER = "smollm2-135m"
@@ -209,7 +210,10 @@ def _train(
             tensors |= {f"best.{name}": value for name, value in (best_weights or {}).items()}
             save_checkpoint(folder, step, tensors, {"fingerprint": fingerprint, **asdict(state)})
         if progress is not None:
-            progress(step / config.steps, f"step {step} of {config.steps}, loss {loss:.3f}")
+            text = Message(
+                "step {step} of {steps}, loss {loss:.3f}", step=step, steps=config.steps, loss=loss
+            )
+            progress(step / config.steps, text)
         if stopped_early:
             break
     if best_weights:  # early stopping keeps the weights that validated best

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.actuals.books import RENTED, Books, keep_books
@@ -110,16 +111,16 @@ def plan_against_actual(
     metered = read_meter(database, months, now_s=now_s, progress=_part(report, 0.0, 0.3))
     first = _first(scenario, metered)
     plan = simulate(scenario, profile=profile, surface=surface, progress=_part(report, 0.3, 0.4))
-    report(0.4, "keeping the books")
+    report(0.4, Message("keeping the books"))
     opening = round(_cash_before(plan, first) * MICRO_PER_USD)
     books = keep_books(metered, scenario, bank, planned_opening_micro=opening, default_plan=default_plan)
     subscriptions = read_lives(metered, scenario, inactive_months=inactive_months, default_plan=default_plan)
-    report(0.45, "calibrating")
+    report(0.45, Message("calibrating"))
     traffic = read_traffic(metered.by_hour, metered.start_s, metered.sample, scenario.market.traffic)
     measured = Measured(metered, subscriptions, books, traffic, plan, first)
     calibration = calibrate(measured)
     calibrated, notes = _calibrated(measured, calibration, ahead_months)
-    report(0.5, "forecasting")
+    report(0.5, Message("forecasting"))
     same_load = dict(calibrated.market.traffic) == dict(scenario.market.traffic)
     forecast = simulate(
         calibrated, profile=plan.profile, surface=plan.surface if same_load else None,
@@ -135,7 +136,7 @@ def plan_against_actual(
             calibrated, runs=runs, fans=fan_columns(), profile=plan.profile, workers=workers,
             progress=_part(report, 0.6, 1.0),
         )  # fmt: skip
-    report(1.0, "done")
+    report(1.0, Message("done"))
     return Actuals(
         plan=plan,
         first=first,

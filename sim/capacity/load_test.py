@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 from sim.capacity.goals import Goal, Judgement, judge
 from sim.capacity.offered_load import BLOCK, OfferedLoad
@@ -121,7 +122,7 @@ def run_load_test(
     slots = sum(_most(kind) * kind.scheduler.max_running_requests for kind in fleet.kinds)
     many = load.rows or _blocks(min(max(requests, _SLOTS * slots), max(_MOST, requests)))
     few = load.rows or min(many, _blocks(max(few, _SLOTS * slots // 6)))
-    report(0.0, "simulating the fleet at its limit")
+    report(0.0, Message("simulating the fleet at its limit"))
     backlog = load.at(1.0, max(few, many // 2), seed)
     saturation_rps = _saturation(fleet, backlog)
     crowd = load.rows or max(few, many // 2)
@@ -135,13 +136,13 @@ def run_load_test(
     rungs = []
     loads = LOADS[::2] if quick else LOADS
     for number, share in enumerate(loads):
-        report(0.05 + 0.55 * number / len(loads), f"simulating at {share:.0%} load")
+        report(0.05 + 0.55 * number / len(loads), Message("simulating at {share:.0%} load", share=share))
         rungs.append(measure(share * saturation_rps, crowd if share > _CROWDED else few))
         if rungs[0].strain > 1:
             raise InputError(_out_of_reach(goal, rungs[0]))
     failing = next((number for number, rung in enumerate(rungs) if rung.strain > 1), None)
     if failing is not None:
-        report(0.6, "finding the highest rate")
+        report(0.6, Message("finding the highest rate"))
         close = _STRIDE * 1.01 if quick else _CLOSE
         closer = _close_in(rungs, failing, close, lambda rate: measure(rate, many), report)
         first, last = closer[0].rate_rps, closer[-1].rate_rps
@@ -177,7 +178,7 @@ def _close_in(
     while found[0].strain > 1 and found[0].rate_rps > bottom:
         found.insert(0, measure(max(found[0].rate_rps / (1 + step), bottom)))
         step *= 2
-    report(0.85, "finding the highest rate")
+    report(0.85, Message("finding the highest rate"))
     while True:
         below = [number for number, rung in enumerate(found) if rung.strain <= 1]
         if not below or below[-1] == len(found) - 1:

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.capacity.configurations import Bounds, Configuration, Refused, bounds, can_never_serve
 from sim.capacity.goals import Goal, check_goal, judge
@@ -155,7 +156,7 @@ def search(
                 one.replicas = _ceil(rate_rps / one.surface.capacity_rps)
     rows = pd.DataFrame([_row(one, one.replicas, rate_rps) for one in known])
     table = rows.sort_values(["usd_per_hour", against], ignore_index=True) if len(rows) else rows
-    report(1.0, "done")
+    report(1.0, Message("done"))
     return SearchResult(rate_rps, table, _curve(chosen, rate_rps, against), refused, skipped)
 
 
@@ -200,7 +201,8 @@ def _fewest_replicas(
     best = math.inf
     by_cost = sorted(known, key=lambda one: (one.usd_per_hour, one.configuration.name))
     for number, one in enumerate(by_cost):
-        report(0.55 + 0.25 * number / len(by_cost), f"fleet of {one.configuration.name}")
+        text = Message("fleet of {configuration}", configuration=one.configuration.name)
+        report(0.55 + 0.25 * number / len(by_cost), text)
         if one.least_usd_per_hour(rate_rps) > best:
             continue
         price = one.configuration.price_usd_per_hour

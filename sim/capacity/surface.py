@@ -34,6 +34,7 @@ from engine.batch import SchedulerConfig
 from engine.profile.profile import Profile
 from engine.utils.files import cache_dir as default_cache_dir
 from engine.utils.files import write_atomically
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.capacity.goals import Goal, Limit, MetShare, Objective, check_goal, goal_content, goal_of
 from sim.capacity.load_test import COLUMNS, LoadTest, run_load_test
@@ -240,7 +241,7 @@ def _known_or_simulated(
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
         path = (cache_dir or default_cache_dir()) / "surfaces" / f"{key[:32]}.json"
         if (known := _read(path, provenance)) is not None:
-            report(1.0, "capacity known")
+            report(1.0, Message("capacity known"))
             return known
     ladder = run_load_test(fleet, load, goal, requests, min(FEW_REQUESTS, requests), seed, report)
     surface = _surface(ladder, provenance)
@@ -249,7 +250,7 @@ def _known_or_simulated(
             OSError
         ):  # a cache that can't be written costs seconds next time, nothing else
             write_atomically(path, _as_json(surface))
-    report(1.0, "capacity known")
+    report(1.0, Message("capacity known"))
     return surface
 
 

@@ -83,11 +83,11 @@ def print_grid(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> None:
     """Write a profile to `target` and say what is in it."""
-    from engine.profile.profile import describe
+    from sim.company.profile_rows import profile_rows
 
     target.parent.mkdir(parents=True, exist_ok=True)
     profile.save(target)
-    rows = describe(profile)
+    rows = profile_rows(profile)
     if as_json:
         print_json({"profile": str(target), "content_hash": profile.content_hash, **dict(rows)})
     else:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from simpy.events import ProcessGenerator
 
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.accounting.ledger import HOURS_PER_MONTH, Ledger
 from sim.accounting.statements import Statements
@@ -147,7 +148,7 @@ def simulate(
     world.env.run(until=world.months * HOURS_PER_MONTH)
     statements = Statements(world.ledger, month_labels(scenario.start_month, world.months))
     table = monthly_table(world, statements)
-    report(1.0, "done")
+    report(1.0, Message("done"))
     return Result(
         scenario=scenario,
         seed=world.seed,
@@ -204,7 +205,7 @@ def _tell(world: World, report: Progress) -> ProcessGenerator:
     for month in range(world.months):
         yield world.until(month, 0)
         done = _SURFACE_SHARE + (1 - _SURFACE_SHARE) * month / world.months
-        report(done, f"month {month + 1} of {world.months}")
+        report(done, Message("month {month} of {months}", month=month + 1, months=world.months))
 
 
 def _events(world: World) -> pd.DataFrame:

@@ -15,11 +15,10 @@ import pandas as pd
 from engine.errors import InputError
 from sim.accounting.labels import STATEMENTS, TOTALS, by_year, line_label, used
 from sim.company.assumptions import Assumption
-from sim.company.provenance import command_line, program_version, provenance_rows
+from sim.company.provenance import command_line, program_version
 from sim.i18n import numbers
-from sim.i18n.engine_messages import profile_row, source_in_words
 from sim.i18n.event_messages import STAGES, event_in_words
-from sim.i18n.translate import mark, tr
+from sim.i18n.translate import mark, tr, worded
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -288,16 +287,11 @@ def assumption_rows(result: Result) -> list[dict[str, str]]:
 
 def source_words(result: Result, item: Assumption) -> str:
     """Source and date of a value, and the distribution that it is the median of, where it has one."""
-    parts = [source_in_words(item.source), item.date]
+    parts = [worded(item.source), item.date]
     if item.key in result.scenario.uncertain:
         text = result.scenario.uncertain[item.key].text
         parts.append(tr("median of {distribution}", distribution=text.removeprefix("~").strip()))
     return ", ".join(part for part in parts if part)
-
-
-def provenance(result: Result) -> list[tuple[str, str]]:
-    """(label, words) about the profile, then the run."""
-    return [profile_row(label, words) for label, words in provenance_rows(result)]
 
 
 def plain(value: Any) -> str:

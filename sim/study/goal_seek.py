@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from sim.scenario.conditions import Condition, Measure, parse_condition, require_outcomes
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.estimates import estimate
@@ -155,7 +156,7 @@ def goal_seek(
         frames = candidates.runs(
             [{key: round(value) if facts.whole else value} for value in values],
             span=(0.0, 0.5) if first else (0.5, 0.95),
-            doing="scan" if first else "closing in",
+            doing=Message("scan") if first else Message("closing in"),
         )
         tried.update(zip(values, frames, strict=True))
         return [_outcome(condition.measure, frame) for frame in frames]
@@ -166,7 +167,7 @@ def goal_seek(
     if all(errors[value] for value in scanned):
         raise InputError(f"{key}: no run at any value from {low:g} to {high:g}: {errors[scanned[0]]}")
     if (tell := options.get("progress")) is not None:
-        tell(1.0, "done")
+        tell(1.0, Message("done"))
     scan = _scan_table(condition.measure, tried, errors)
     outcomes = scan["outcome"].dropna()
     return GoalSeek(

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from sim.scenario.conditions import Condition, Goal, Measure, parse_condition, parse_goal, require_outcomes
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
 from sim.study.estimates import estimate, half_width
@@ -155,7 +156,9 @@ def optimise(
             share = 0.9 / trials
             span = (share * done, share * (done + len(batch)))
             done += len(batch)
-            return candidates.runs(batch, span=span, doing=f"candidate {done} of {trials}")
+            return candidates.runs(
+                batch, span=span, doing=Message("candidate {number} of {total}", number=done, total=trials)
+            )
 
         tried = search(
             evaluate, turned, wanted, held, trials=trials, seed=seed, start=_today(scenario, turned)
@@ -167,7 +170,7 @@ def optimise(
     with Candidates(scenario, luck, options, "fresh") as again:
         best = _spread(tried[tried["chosen"]], wanted)
         settings = [_setting(row, turned) for row in best.to_dict(orient="records")]
-        frames = again.runs([*settings, {}], span=(0.9, 1.0), doing="fresh seeds")
+        frames = again.runs([*settings, {}], span=(0.9, 1.0), doing=Message("fresh seeds"))
     fresh = [_fresh_row(runs, frames[-1], wanted, held) for runs in frames]
     searched = best[["trial", *(lever.key for lever in turned)]].reset_index(drop=True)
     for goal in wanted:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from sim.i18n.translate import mark
 from sim.scenario.conditions import Measure, parse_measure, require_outcomes
 from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
@@ -154,7 +155,9 @@ def _tornado(
 ) -> pd.DataFrame:
     """Effects of each input alone, the largest first; those whose ends can't be run last."""
     ends = [{one.key: _whole(one, value)} for one in inputs for value in (one.low, one.high)]
-    frames = candidates.runs(ends if base is not None else [*ends, {}], span=span, doing="low and high")
+    frames = candidates.runs(
+        ends if base is not None else [*ends, {}], span=span, doing=Message("low and high")
+    )
     base = frames[-1] if base is None else base
     rows = []
     for index, one in enumerate(inputs):

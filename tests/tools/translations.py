@@ -1,8 +1,8 @@
 """Every sentence that a person reads, and what it is in another language: `python tests/tools/translations.py`.
 
-Brings `sim/locale/*.po` up to date: new sentences come in without a translation, those that the program no longer says
-go, the order is that of the source files. Prints which lack a translation. The sentences are the first arguments of
-`tr` and `mark`, those of the report's template, the meanings and units of the scenario's
+Brings `sim/i18n/locale/*.po` up to date: new sentences come in without a translation, those that the program no
+longer says go, the order is that of the source files. Prints which lack a translation. The sentences are the first
+arguments of `tr`, `mark` and `Message`, those of the report's template, the meanings and units of the scenario's
 schema, the units of outcomes and the types of accounts.
 """
 
@@ -73,7 +73,8 @@ def _read(language: str) -> Catalog:
 
 
 def _said() -> Iterator[tuple[str, str]]:
-    for file in (ROOT / "app.py", *sorted((ROOT / "sim").rglob("*.py"))):
+    files = [ROOT / "app.py", *sorted((ROOT / "sim").rglob("*.py")), *sorted((ROOT / "engine").rglob("*.py"))]
+    for file in files:
         # Not babel's own extraction: it takes the word of `tr(row["label"])` for a sentence.
         calls = [
             node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call) and node.args
@@ -82,7 +83,7 @@ def _said() -> Iterator[tuple[str, str]]:
             first = call.args[0]
             if (
                 isinstance(call.func, ast.Name)
-                and call.func.id in ("tr", "mark")
+                and call.func.id in ("tr", "mark", "Message")
                 and isinstance(first, ast.Constant)
             ):
                 yield file.relative_to(ROOT).as_posix(), str(first.value)

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 from sim.scenario.outcomes import OUTCOMES
 from sim.study.runs.run_folder import RunFolder
@@ -88,7 +89,7 @@ def run_points(
     store = None if folder is None else RunFolder(Path(folder), inputs)
     if store is not None and (known := store.finished()) is not None:
         if progress is not None:
-            progress(1.0, f"{len(known):,} runs known")
+            progress(1.0, Message("{count:,} runs known", count=len(known)))
         return _typed(known, monthly)
     collected = _Collected(asked, monthly, stop, stop_every)
     if store is not None:
@@ -112,7 +113,7 @@ def run_points(
     if store is not None:
         store.finish(runs)
     if progress is not None:
-        progress(1.0, f"{len(runs):,} runs")
+        progress(1.0, Message("{count:,} runs", count=len(runs)))
     return runs
 
 
@@ -200,7 +201,7 @@ def _collect(
 def _tell(progress: Progress | None, collected: _Collected, total: int) -> None:
     if progress is not None and total:
         done = collected.runs
-        progress(done / total, f"{done:,} of {total:,} runs")
+        progress(done / total, Message("{done:,} of {total:,} runs", done=done, total=total))
 
 
 def _task(

@@ -10,7 +10,6 @@ import streamlit as st
 
 from engine.utils.progress import Progress
 from sim.company.provenance import provenance_rows
-from sim.i18n.engine_messages import profile_row
 from sim.i18n.translate import LANGUAGES, language, mark, tr
 from sim.outputs import result_json, result_tables
 from sim.report.content import SECTIONS
@@ -213,7 +212,7 @@ build()
 data()
 st.subheader(tr("Where the numbers come from"))
 st.table(
-    dict(profile_row(label, words) for label, words in provenance_rows(result)),
+    dict(provenance_rows(result)),
     border="horizontal",
     alt=tr("Where the numbers come from"),
 )

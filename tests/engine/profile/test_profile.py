@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from engine.errors import InputError
 from engine.profile.cost import cost_table
-from engine.profile.profile import Measurement, Profile, describe
+from engine.profile.profile import Measurement, Profile
 from engine.profile.step_time import RooflineStepTime, StepTimeModel
 from engine.profiling.fit import fit_step_time
+from sim.company.profile_rows import profile_rows
 from tests.helpers.imports import loaded_by
 from tests.helpers.places import ROOT
 from tests.helpers.profile import synthetic_profile
@@ -219,13 +220,6 @@ def test_scheduler_config() -> None:
         replace(synthetic_profile(), scheduler={"max_tokens": 1}).scheduler_config()
 
 
-def test_describe_names_what_is_predicted() -> None:
-    rows = dict(describe(synthetic_profile()))
-    assert rows["Kind"] == "PREDICTED, not measured"
-    assert "0.0496 USD per hour" in rows["Price of the machine"]
-    assert rows["Power under load"].startswith("unknown")
-
-
 def test_cost_follows_from_the_time_of_a_token() -> None:
     # 1 ms per prompt token and 10 ms per decode step of any batch, nothing else.
     times = RooflineStepTime(0.0, (0,), (1e-3,), (0,), (0.0,), 0.0, 0.0, 0.0, 0.0)
@@ -337,7 +331,7 @@ def test_a_profile_keeps_its_uncertainty_and_an_older_one_has_none(tmp_path: Pat
     again = Profile.load(tmp_path / "p.json")
     assert again == profile
     assert again.step_time_interval([(64, 0)], [5]) == model.interval([(64, 0)], [5])
-    assert "90 % interval" in dict(describe(again))
+    assert "90 % interval" in dict(profile_rows(again))
     assert synthetic_profile().step_time_interval([(64, 0)]) == (0.0, math.inf)
     assert "uncertainty" not in synthetic_profile().canonical_json()
 

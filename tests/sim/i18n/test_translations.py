@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from string import Formatter
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.profile.profile import describe
+from engine.utils.message import Message
 from sim import Scenario, simulate
 from sim.i18n import numbers as human
-from sim.i18n.engine_messages import PROFILE, PROGRESS, SOURCES, doing_in_words, profile_row
 from sim.i18n.event_messages import EVENTS, STAGES, event_in_words
-from sim.i18n.translate import LANGUAGES, language, retell, set_language, speaking, tr
+from sim.i18n.translate import LANGUAGES, language, set_language, speaking, tr, worded
 from sim.utils.paths import scenarios_dir
 from tests.helpers.company import closed_form_surface
 from tests.helpers.places import ROOT
@@ -87,21 +86,15 @@ def test_numbers_in_words_follow_the_language() -> None:
     assert human.months(18.2) == "18 months"
 
 
-@settings(deadline=None)
-@given(
-    st.sampled_from([PROFILE, PROGRESS, SOURCES]).flatmap(
-        lambda group: st.tuples(st.just(group), st.sampled_from(group))
-    ),
-    st.data(),
-)
-def test_what_was_worded_elsewhere_is_told_again_with_its_numbers(chosen, data) -> None:
-    group, template = chosen
-    numbers = st.integers(0, 10**9).map(lambda number: f"{number:,}")
-    values = {name.strip("{}"): data.draw(numbers) for name in names_in(template)}
-    worded = template.format(**values)
-    assert retell(worded, group) == worded
+def test_a_message_is_worded_by_its_parts_and_a_plain_text_looked_up() -> None:
+    message = Message("step {step} of {steps}, loss {loss:.3f}", step=3, steps=40, loss=1.23456)
+    for text in (message, pickle.loads(pickle.dumps(message)), copy.deepcopy(message)):
+        assert text == worded(text) == "step 3 of 40, loss 1.235"
+        with speaking("zh"):
+            assert worded(text) == "第 3 步，共 40 步，损失 1.235"
     with speaking("zh"):
-        assert retell(worded, group) == CHINESE[template].format(**values)
+        assert worded("starting") == worded(Message("starting")) == "正在启动"
+        assert worded("4-bit {weights}") == "4-bit {weights}"
 
 
 @pytest.mark.parametrize("file", sorted(scenarios_dir().glob("*.yaml")), ids=lambda file: file.stem)
@@ -132,15 +125,6 @@ def test_an_event_has_the_parts_that_happened() -> None:
     with speaking("zh"):
         assert event_in_words("contracts", counts) == "team 合同：新签 3，流失 1"
         assert event_in_words("phase_failures", failures) == "微调经历 2 次故障，历时 1,234 h"
-
-
-def test_a_profile_is_described_in_chinese() -> None:
-    rows = describe(synthetic_profile())
-    with speaking("zh"):
-        told = [profile_row(*row) for row in rows]
-        assert doing_in_words("12 of 100 runs") == "100 次模拟已完成 12 次"
-    for (label, _), (other, _) in zip(rows, told, strict=True):
-        assert re.search(r"[\u4e00-\u9fff]", other), label
 
 
 def test_no_result_depends_on_the_language() -> None:
