@@ -7,7 +7,6 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from translations import LOCALE, names_in, sentences, translations
 
 from engine.errors import InputError
 from engine.profile.profile import describe
@@ -19,6 +18,7 @@ from sim.i18n.translate import LANGUAGES, language, retell, set_language, speaki
 from sim.utils.paths import scenarios_dir
 from tests.helpers.company import closed_form_surface
 from tests.helpers.profile import synthetic_profile
+from tests.tools.translations import LOCALE, names_in, sentences, translations
 
 CHINESE = translations("zh")
 OTHERS = sorted(set(LANGUAGES) - {"en"})
