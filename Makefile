@@ -35,6 +35,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench-engine: $(VENV)/installed
 	$(BIN)/python tests/bench/bench_engine.py
