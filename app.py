@@ -16,7 +16,7 @@ def main() -> None:
     import streamlit as st
 
     from sim.i18n.translate import tr
-    from sim.ui import sidebar
+    from sim.ui import pages, sidebar
 
     st.set_page_config(page_title=tr("Model flywheel"), page_icon=ICON, layout="wide")
     with st.sidebar:
@@ -24,7 +24,7 @@ def main() -> None:
         sidebar.language_switch()
 
     def page(file: str, title: str, icon: str, help: str, url: str | None = None) -> st.Page:
-        path = Path(__file__).parent / "sim" / "ui" / "pages" / f"{file}.py"
+        path = Path(pages.__file__).parent / f"{file}.py"  # in a wheel this script lies elsewhere
         first = file == "overview"
         return st.Page(path, title=title, icon=icon, help=help, url_path=url or file, default=first)
 

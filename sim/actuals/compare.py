@@ -29,6 +29,7 @@ from sim.actuals.subscriptions import Subscriptions, read_lives
 from sim.actuals.tables import account_table, by_month, fan_columns, revenue_table, usage_table
 from sim.actuals.traffic import Traffic, read_traffic
 from sim.billing.charges import month_index, plans_of
+from sim.scenario.plans import split_key
 
 if TYPE_CHECKING:
     from engine.profile.profile import Profile
@@ -195,9 +196,11 @@ def _calibrated(
     ahead = ahead_months or max(AHEAD_MONTHS, plan.scenario.horizon_months - behind)
     changes["horizon_months"] = ahead
     opening, customers = _opening_cash(measured), _customers_left(measured)
+    counted = {}  # where the scenario holds the customers of each plan
     for name, count in customers.items():
-        segment, _, short = name.rpartition("/")
-        changes[f"{segment_key(segment or 'main')}.plans.{short}.initial_customers"] = count
+        segment, short = split_key(plan.scenario.market, name)
+        counted[f"{segment_key(segment)}.plans.{short}.initial_customers"] = count
+    changes |= counted
     changes["finance.initial_cash_usd"] = max(0.0, round(opening, 6))
     # Comments of the file are about the plan; a copy without them says each key's meaning.
     start = Scenario.parse(plan.scenario.plain(), file=f"{plan.scenario.name}, calibrated")
@@ -215,9 +218,7 @@ def _calibrated(
     sources["finance.initial_cash_usd"] = (
         f"measured: {money}" if measured.books.has_bank else "the plan: no bank rows"
     )
-    for name in customers:
-        segment, _, short = name.rpartition("/")
-        at = f"{segment_key(segment or 'main')}.plans.{short}.initial_customers"
+    for at in counted:
         sources[at] = f"measured: meter {measured.metered.months[-1]}, less the churn expected at its end"
     scenario = scenario.override({"sources": sources})
     notes = [

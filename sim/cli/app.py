@@ -176,12 +176,12 @@ def open_app(
     headless: Annotated[bool, typer.Option(help="Don't open a browser.")] = False,
 ) -> None:
     """Open the web app (Streamlit) on this machine."""
-    script = Path(__file__).resolve().parents[2] / "app.py"
+    script = paths.data_dir() / "app.py"  # Streamlit reads the `.streamlit/` beside it
     command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
     command += ["--server.address", "127.0.0.1"]
     if headless or not sys.stdout.isatty():
         command += ["--server.headless", "true"]
-    raise typer.Exit(subprocess.call(command, cwd=script.parent))
+    raise typer.Exit(subprocess.call(command))
 
 
 def main() -> None:

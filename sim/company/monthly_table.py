@@ -10,7 +10,7 @@ import pandas as pd
 
 from sim.accounting import saas_metrics
 from sim.accounting.ledger import HOURS_PER_MONTH, MICRO_PER_USD
-from sim.accounting.parties import cohort_of
+from sim.accounting.parties import read_party
 from sim.accounting.saas_metrics import FloatArray
 from sim.accounting.statements import Statements
 from sim.stages.finance.funding import founders_share
@@ -212,7 +212,7 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
 def _retention(world: World) -> tuple[FloatArray, FloatArray]:
     """NRR and GRR by month, over the cohorts of all plans as the ledger knows them."""
     by_party = world.ledger.monthly_by_party(saas_metrics.MRR_ACCOUNTS, world.months)
-    keys = [cohort_of(name) for name in by_party]
+    keys = [(str(plan), cohort) for plan, cohort in map(read_party, by_party) if cohort is not None]
     nothing = np.zeros((0, world.months))
     mrr = np.stack(list(by_party.values())) / MICRO_PER_USD if keys else nothing
     customers = np.stack([world.billed[plan][cohort] for plan, cohort in keys]) if keys else nothing

@@ -13,6 +13,7 @@ from dataclasses import replace
 from simpy.events import ProcessGenerator
 
 from engine.errors import InputError
+from sim.accounting.parties import ON_CALL
 from sim.stages.payments import buy
 from sim.stages.world import ModelVersion, World
 
@@ -94,5 +95,5 @@ def _roll_back(world: World, before: ModelVersion, bad: ModelVersion, kind: str)
     if world.live.version in (before.version, bad.version):  # else an older one is back already
         world.live = before
     world.record("rollbacks", 1)
-    buy(world, "support", canary.rollback_usd, "roll-back", "on-call")
+    buy(world, "support", canary.rollback_usd, "roll-back", ON_CALL)
     world.note("deployment", kind, version=bad.version, before=before.version)

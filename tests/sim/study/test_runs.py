@@ -126,8 +126,8 @@ def test_a_damaged_part_is_run_again(tmp_path: Path, known: pd.DataFrame) -> Non
 
 CHILD = """
 import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_study_runs import COLUMNS, RUNS, company, points
+sys.path.insert(0, {root!r})
+from tests.sim.study.test_runs import COLUMNS, RUNS, company, points
 from sim.study.runs.run_points import run_points
 from pathlib import Path
 run_points(company(), points(RUNS), workers=int(sys.argv[2]), monthly=COLUMNS, folder=Path(sys.argv[1]))
@@ -138,7 +138,7 @@ run_points(company(), points(RUNS), workers=int(sys.argv[2]), monthly=COLUMNS, f
 def test_a_study_killed_at_any_moment_goes_on(rounds: int, tmp_path: Path, known: pd.DataFrame) -> None:
     """SIGKILL at moments spread over the whole study, each in what the kill before it left."""
     folder = tmp_path / "study"
-    code = CHILD.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    code = CHILD.format(root=str(ROOT))
     kills = 0
     rng = np.random.default_rng()
     for turn in range(rounds):

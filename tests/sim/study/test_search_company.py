@@ -166,7 +166,7 @@ def test_a_killed_optimisation_goes_on(tmp_path: Path) -> None:
         "--set",
         "horizon_months=12",
     ]
-    code = "import typer; from sim import cli_study_search as c; typer.run(c.optimise)"
+    code = "import typer; from sim.cli import study_search as c; typer.run(c.optimise)"
 
     def command(out: Path) -> list[str]:
         return [sys.executable, "-c", code, "api_startup", *words, "--out", str(out), "--workers", "1"]

@@ -30,7 +30,7 @@ from sim.study.optimise import Optimum, optimise
 from sim.study.sensitivity import Sensitivity, sensitivity
 from sim.study.waterfall import Term, waterfall
 from tests.helpers import app
-from tests.helpers.app import APP
+from tests.helpers.places import APP
 
 HERE: dict[str, Any] = {"workers": 0}
 drawn = partial(app.drawn, patience_s=240.0)  # on a machine that does much else

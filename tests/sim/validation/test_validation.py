@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_calibration import uncertain_profile
 from typer.testing import CliRunner
 
 from engine.batch import SchedulerConfig
@@ -23,6 +22,7 @@ from sim.validation.posterior import posterior_of
 from sim.validation.recorded_run import read_recorded
 from tests.helpers.observed import drawn_requests, fake_observation
 from tests.helpers.profile import synthetic_profile
+from tests.sim.validation.test_calibration import uncertain_profile
 
 CONFIG = SchedulerConfig(num_blocks=2048)
 LENGTHS = Lengths(96.0, 24.0)
