@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.billing import DatabaseOption
-from sim.cli.terminal import JsonFlag, SetOption, parse_overrides, print_grid, print_json, progress_bar
+from sim.cli.options import JsonFlag, SetOption, load_scenario
+from sim.cli.terminal import print_grid, print_json, progress_bar
 from sim.i18n import numbers
 
 if TYPE_CHECKING:
@@ -79,11 +80,8 @@ def actuals(
     from sim.actuals.bank import read_bank, read_categories
     from sim.actuals.compare import plan_against_actual
     from sim.actuals.files import write_actuals
-    from sim.scenario.scenario import Scenario
 
-    plan = Scenario.load(scenario)
-    if overrides:
-        plan = plan.override(parse_overrides(overrides))
+    plan = load_scenario(scenario, overrides)
     categories = None if mapping is None else read_categories(mapping)
     rows = None if bank is None else read_bank(bank, categories, keep_repeated=keep_repeated)
     with progress_bar("actuals") as report:

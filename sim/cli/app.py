@@ -32,7 +32,8 @@ from sim.cli import (
 )
 from sim.cli import profile as cli_profile
 from sim.cli import study as cli_study
-from sim.cli.terminal import JsonFlag, SetOption, parse_overrides, print_json, print_table, progress_bar
+from sim.cli.options import JsonFlag, ProfileOption, ScenarioArgument, SetOption, load_scenario
+from sim.cli.terminal import print_json, print_table, progress_bar
 from sim.utils import paths
 
 app = typer.Typer(
@@ -45,19 +46,12 @@ app = typer.Typer(
 )
 _errors = Console(stderr=True)
 
-ProfileOption = Annotated[
-    Path | None,
-    typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
-]
-
 
 @app.command(
     epilog="Example: flywheel run scenarios/api_startup.yaml --set market.price_usd_per_mtok_output=2.0"
 )
 def run(
-    scenario: Annotated[
-        str, typer.Argument(help="A scenario file, or the name of a shipped one.")
-    ] = "api_startup",
+    scenario: ScenarioArgument = "api_startup",
     overrides: SetOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the random streams (default: the scenario's).")
@@ -96,13 +90,10 @@ def run(
     from sim.company.simulate import simulate
     from sim.outputs import check_choices, write_outputs
     from sim.report.content import headline_rows
-    from sim.scenario.scenario import Scenario
 
     wanted, shown = _names(formats), _names(sections)
     check_choices(wanted, shown, lang)
-    chosen = Scenario.load(scenario)
-    if overrides:
-        chosen = chosen.override(parse_overrides(overrides))
+    chosen = load_scenario(scenario, overrides)
     path = paths.resolve_profile(chosen.deployment.model, profile)
     measured = Profile.load(path).require_model(chosen.deployment.model, path)
     folder = out or Path("out") / Path(scenario).stem
@@ -111,9 +102,10 @@ def run(
     study = None
     if runs:
         from sim.study.monte_carlo import around
+        from sim.study.runs.options import RunOptions
 
         with progress_bar("uncertainty") as report:
-            study = around(result, runs, progress=report)
+            study = around(result, runs, options=RunOptions(progress=report))
     with progress_bar("report") as report:
         written = write_outputs(result, folder, wanted, shown, lang, report, study)
     if as_json:

@@ -11,7 +11,8 @@ import typer
 
 from engine.errors import InputError
 from engine.utils.files import check_writable, write_atomically
-from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar, save_and_show
+from sim.cli.options import JsonFlag
+from sim.cli.terminal import print_json, print_table, progress_bar, save_and_show
 from sim.i18n import numbers
 from sim.utils import paths
 

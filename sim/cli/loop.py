@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.terminal import JsonFlag, print_grid, print_json, print_table, progress_bar
+from sim.cli.options import DeviceOption, JsonFlag, ProfileOption, ScenarioArgument
+from sim.cli.terminal import print_grid, print_json, print_table, progress_bar
 from sim.cli.train import TextsArgument
 from sim.i18n import numbers
 from sim.utils import paths
@@ -35,7 +36,7 @@ def loop(
     consent_share: Annotated[
         float, typer.Option(help="Users who let the company keep what they send.")
     ] = 0.5,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the models, the usage log and the result.")] = Path(
         "out/loop"
     ),
@@ -159,10 +160,10 @@ def _number(value: Any) -> str:
 
 
 def loop_value(
-    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped one.")],
+    scenario: ScenarioArgument,
     seeds: Annotated[int, typer.Option(min=1, help="Runs to average over.")] = 8,
     share: Annotated[float, typer.Option(help="Of users' text, by which it is scaled up and down.")] = 0.2,
-    profile: Annotated[Path | None, typer.Option(help="Profile of the served model.")] = None,
+    profile: ProfileOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a company with and without its loop: what users' text is worth, besides what users pay."""

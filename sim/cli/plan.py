@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.terminal import JsonFlag, print_grid, print_json, print_table, progress_bar
+from sim.cli.options import JsonFlag
+from sim.cli.terminal import print_grid, print_json, print_table, progress_bar
 from sim.i18n import numbers
 
 if TYPE_CHECKING:

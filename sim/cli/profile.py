@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -9,31 +10,78 @@ import typer
 
 from engine.errors import InputError
 from sim.cli.load import ChatFlag, KeyOption, profile_endpoint
-from sim.cli.terminal import JsonFlag, progress_bar, save_and_show
+from sim.cli.options import DeviceOption, JsonFlag, with_options
+from sim.cli.terminal import progress_bar, save_and_show
 from sim.utils import paths
 
 _OUTSIDE = "With --endpoint"
 _BUDGET_HERE_S = 50.0
 _BUDGET_OUTSIDE_S = 120.0
 _ONLY_HERE = ("device", "dtype", "training")
-_ONLY_OUTSIDE = (
-    "accelerators",
-    "accelerator",
-    "usd_per_mtok_prompt",
-    "usd_per_mtok_output",
-    "precision",
-    "parameters",
-    "max_context_tokens",
-    "max_running_requests",
-    "max_step_tokens",
-    "kv_cache_tokens",
-    "chat",
-    "max_concurrency",
-    "check",
-)
 
 
+@dataclass(frozen=True)
+class KnownOptions:
+    """What the operator of a measured server knows of it: fields as of `engine.profiling.endpoint.Known`."""
+
+    accelerators: Annotated[
+        int, typer.Option(min=1, help="How many are behind the address.", rich_help_panel=_OUTSIDE)
+    ] = 1
+    accelerator: Annotated[
+        str | None,
+        typer.Option(
+            "--on", help='Which, of the catalog: "H100 SXM" (for price and memory).', rich_help_panel=_OUTSIDE
+        ),
+    ] = None
+    usd_per_mtok_prompt: Annotated[
+        float | None,
+        typer.Option(
+            help="Of an API that is paid by the token, instead of a price per hour.", rich_help_panel=_OUTSIDE
+        ),
+    ] = None
+    usd_per_mtok_output: Annotated[
+        float | None, typer.Option(help="The same for output tokens.", rich_help_panel=_OUTSIDE)
+    ] = None
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the weights, if known: bf16, fp8, fp4 or int4.", rich_help_panel=_OUTSIDE),
+    ] = None
+    parameters: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a model that the catalog lacks.", rich_help_panel=_OUTSIDE),
+    ] = None
+    max_context_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, help="Longest context, if the server doesn't say.", rich_help_panel=_OUTSIDE),
+    ] = None
+    max_running_requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Limit of the engine, if known (else: found out).", rich_help_panel=_OUTSIDE
+        ),
+    ] = None
+    max_step_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Token budget of the engine's steps, if known (else: found out).",
+            rich_help_panel=_OUTSIDE,
+        ),
+    ] = None
+    kv_cache_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Room of its KV cache, if known: it can't be seen.", rich_help_panel=_OUTSIDE
+        ),
+    ] = None
+
+
+_ONLY_OUTSIDE = (*(field.name for field in fields(KnownOptions)), "chat", "max_concurrency", "check")
+
+
+@with_options
 def profile(
+    *,
     context: typer.Context,
     model: Annotated[
         str | None,
@@ -51,7 +99,7 @@ def profile(
     out: Annotated[
         Path | None, typer.Option(help="Where to write it (default: out/profiles/MODEL.json).")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16; weights only: int8 (CPU), fp8 (CUDA).")
     ] = "float32",
@@ -68,56 +116,7 @@ def profile(
         bool, typer.Option(help="Measure optimizer steps too, in an eighth of the budget.")
     ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Order of the measurements; prompts.")] = 0,
-    accelerators: Annotated[
-        int, typer.Option(min=1, help="How many are behind the address.", rich_help_panel=_OUTSIDE)
-    ] = 1,
-    accelerator: Annotated[
-        str | None,
-        typer.Option(
-            "--on", help='Which, of the catalog: "H100 SXM" (for price and memory).', rich_help_panel=_OUTSIDE
-        ),
-    ] = None,
-    usd_per_mtok_prompt: Annotated[
-        float | None,
-        typer.Option(
-            help="Of an API that is paid by the token, instead of a price per hour.", rich_help_panel=_OUTSIDE
-        ),
-    ] = None,
-    usd_per_mtok_output: Annotated[
-        float | None, typer.Option(help="The same for output tokens.", rich_help_panel=_OUTSIDE)
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Of the weights, if known: bf16, fp8, fp4 or int4.", rich_help_panel=_OUTSIDE),
-    ] = None,
-    parameters: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of a model that the catalog lacks.", rich_help_panel=_OUTSIDE),
-    ] = None,
-    max_context_tokens: Annotated[
-        int | None,
-        typer.Option(min=2, help="Longest context, if the server doesn't say.", rich_help_panel=_OUTSIDE),
-    ] = None,
-    max_running_requests: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Limit of the engine, if known (else: found out).", rich_help_panel=_OUTSIDE
-        ),
-    ] = None,
-    max_step_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Token budget of the engine's steps, if known (else: found out).",
-            rich_help_panel=_OUTSIDE,
-        ),
-    ] = None,
-    kv_cache_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Room of its KV cache, if known: it can't be seen.", rich_help_panel=_OUTSIDE
-        ),
-    ] = None,
+    known: KnownOptions,
     key: KeyOption = None,
     chat: ChatFlag = False,
     max_concurrency: Annotated[
@@ -131,53 +130,24 @@ def profile(
 ) -> None:
     """Measure a model on this machine, or a server from outside: step times, memory, power where told, and cost."""
     _refuse_of_the_other_kind(context, outside=endpoint is not None)
-    if endpoint is None:
-        _profile_here(
-            model or "smollm2-135m", out, device, dtype, price_usd_per_hour, budget_s, training, seed, as_json
+    if endpoint is not None:
+        from engine.loadtest.client import Endpoint
+        from engine.profiling.endpoint import Known
+
+        profile_endpoint(
+            Endpoint(endpoint, model, key, chat),
+            Known(price_usd_per_hour, **asdict(known)),
+            out,
+            budget_s=_BUDGET_OUTSIDE_S if budget_s is None else budget_s,
+            max_concurrency=max_concurrency,
+            check=check,
+            seed=seed,
+            as_json=as_json,
         )
         return
-    from engine.loadtest.client import Endpoint
-    from engine.profiling.endpoint import Known
-
-    known = Known(
-        price_usd_per_hour=price_usd_per_hour,
-        accelerators=accelerators,
-        accelerator=accelerator,
-        usd_per_mtok_prompt=usd_per_mtok_prompt,
-        usd_per_mtok_output=usd_per_mtok_output,
-        precision=precision,
-        parameters=parameters,
-        max_context_tokens=max_context_tokens,
-        max_running_requests=max_running_requests,
-        max_step_tokens=max_step_tokens,
-        kv_cache_tokens=kv_cache_tokens,
-    )
-    profile_endpoint(
-        Endpoint(endpoint, model, key, chat),
-        known,
-        out,
-        budget_s=_BUDGET_OUTSIDE_S if budget_s is None else budget_s,
-        max_concurrency=max_concurrency,
-        check=check,
-        seed=seed,
-        as_json=as_json,
-    )
-
-
-def _profile_here(
-    model: str,
-    out: Path | None,
-    device: str,
-    dtype: str,
-    price_usd_per_hour: float | None,
-    budget_s: float | None,
-    training: bool,
-    seed: int,
-    as_json: bool,
-) -> None:
     from engine.profiling.profiler import measure_profile
 
-    target = out or paths.measured_profiles_dir() / f"{model.replace('/', '--')}.json"
+    model = model or "smollm2-135m"
     with progress_bar(f"profile {model}") as report:
         measured = measure_profile(
             model,
@@ -189,7 +159,9 @@ def _profile_here(
             progress=report,
             training=training,
         )
-    save_and_show(measured, target, model, as_json)
+    save_and_show(
+        measured, out or paths.measured_profiles_dir() / f"{model.replace('/', '--')}.json", model, as_json
+    )
 
 
 def _refuse_of_the_other_kind(context: typer.Context, *, outside: bool) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from sim.cli.terminal import JsonFlag, print_grid, print_json, progress_bar
+from sim.cli.options import DeviceOption, JsonFlag
+from sim.cli.terminal import print_grid, print_json, progress_bar
 from sim.cli.train import LibraryOption, TextsArgument
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def scaling(
     learning_rate: Annotated[
         float, typer.Option(help="At width 64; falls with the root of the width.")
     ] = RECIPE["learning_rate"],
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the products: float32 or bfloat16.")] = "float32",
     library_mb: LibraryOption = LIBRARY_MB,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and bootstrap.")] = 0,

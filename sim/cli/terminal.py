@@ -6,44 +6,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from engine.errors import InputError
 from engine.utils import progress
 
 if TYPE_CHECKING:
     from engine.profile.profile import Profile
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a script to read.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one assumption; repeatable."),
-]
-
-
-def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
-    """`key=value` words to {dotted key: value}; values are read as YAML scalars, like in the file.
-
-    Raises:
-        InputError: no `key=value`, or a value that is not YAML.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    values: dict[str, Any] = {}
-    for pair in pairs or []:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set {pair}: found no KEY=VALUE; write for example --set horizon_months=24")
-        try:
-            values[key.strip()] = YAML(typ="safe", pure=True).load(text)
-        except YAMLError:
-            raise InputError(f"--set {pair}: the value {text!r} is not a YAML value") from None
-    return values
 
 
 def _console() -> Console:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar
+from sim.cli.options import DeviceOption, JsonFlag
+from sim.cli.terminal import print_json, print_table, progress_bar
 
 SAMPLE_TOKENS = 40
 
@@ -41,7 +42,7 @@ def train(
         str | None,
         typer.Option(help="Tokenizer of a model, or bpe:SIZE learnt from the texts (default: bpe:2048)."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the products: float32 or bfloat16.")] = "float32",
     library_mb: LibraryOption = 20.0,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,

@@ -9,7 +9,8 @@ import typer
 
 from engine.errors import InputError
 from engine.utils.files import check_writable
-from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar
+from sim.cli.options import DeviceOption, JsonFlag, ProfileOption
+from sim.cli.terminal import print_json, print_table, progress_bar
 from sim.i18n import numbers
 from sim.utils import paths
 
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
     from engine.profile.profile import Profile
 
 app = typer.Typer(no_args_is_help=True, help="Hold the simulator against what was measured.")
-
-ProfileOption = Annotated[
-    Path | None,
-    typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
-]
-
 
 _DISTURBED_SHARE = 0.02  # of the measured time, in stalled steps
 
@@ -40,7 +35,7 @@ def serving(
     runs: Annotated[int, typer.Option(min=1, help="Runs of each load; medians are compared.")] = 3,
     prompt_tokens: Annotated[float, typer.Option(min=1, help="Mean prompt length.")] = 128.0,
     output_tokens: Annotated[float, typer.Option(min=1, help="Mean output length.")] = 40.0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First calibrate the profile on runs of its own.")
     ] = False,

@@ -10,7 +10,8 @@ import typer
 from engine.errors import InputError
 from engine.utils.files import check_writable
 from sim.cli.load_options import shares_of
-from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar
+from sim.cli.options import JsonFlag
+from sim.cli.terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from sim.traces.fit import FittedWorkload

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,10 @@ from engine.errors import InputError
 from sim.accounting.ledger import MICRO_PER_USD, PROFIT_KINDS
 from sim.scenario.conditions import Measure, require_outcomes
 from sim.scenario.outcomes import OUTCOMES
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.differences import Difference, differences, grouped, hybrid
 from sim.study.estimates import standard_error
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 from sim.study.shapley import Coalition, coalitions, contributions, drawn_orders, shapley
 from sim.study.waterfall import Term, waterfall
 
@@ -73,10 +74,10 @@ def explain_by_account(
 
     if outcome not in BY_ACCOUNT:
         raise InputError(f"outcome {outcome}: not a sum of accounts, allowed: {', '.join(BY_ACCOUNT)}")
-    chances = luck_of(a, seeds)
+    points = common_points(a, seeds)
     both: list[list[dict[str, int]]] = []
     for scenario in (a, b):
-        ledgers = (simulate(scenario, chance.seed, profile).statements.ledger for chance in chances)
+        ledgers = (simulate(scenario, point.seed, profile).statements.ledger for point in points)
         both.append([_by_account(outcome, ledger, scenario.horizon_months) for ledger in ledgers])
     before, after = both
     terms = []
@@ -102,7 +103,7 @@ def explain_by_assumption(
     seeds: int = 4,
     groups: Mapping[str, Sequence[str]] | None = None,
     method: Method | None = None,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Explanation:
     """Which changed assumptions cause how much of the difference of an outcome between `a` and `b`.
 
@@ -115,7 +116,7 @@ def explain_by_assumption(
         groups: {term: the keys it stands for, or their beginnings}; by default each key alone, or by section when there
             are more than 8. Assumptions that can't be changed one without the other are always one term.
         method: "exact", "orders" or "sequence"; by default exact up to 8 groups, drawn orders beyond.
-        options: as in `run_points`.
+        options: of the runs.
 
     Raises:
         InputError: nothing differs, an unknown outcome or group, an outcome that is undefined in some run.
@@ -133,7 +134,7 @@ def explain_by_assumption(
         )
     orders = [list(range(len(labels)))] if method == "sequence" else drawn_orders(len(labels), _PAIRS, a.seed)
     wanted = coalitions(len(labels)) if method == "exact" else _along(orders)
-    with Candidates(a, luck_of(a, seeds), options) as runner:
+    with Candidates(a, common_points(a, seeds), options) as runner:
         changes = [hybrid(a, b, [one for index in sorted(s) for one in terms[labels[index]]]) for s in wanted]
         frames = runner.runs(changes)
     worth = {s: _exact_values(outcome, frame) for s, frame in zip(wanted, frames, strict=True)}

@@ -12,16 +12,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
 from sim.scenario.conditions import Condition, Measure, parse_condition, require_outcomes
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.estimates import estimate
 from sim.study.levers import key_facts, spread
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 
 if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
@@ -120,7 +121,7 @@ def goal_seek(
     points: int = 13,
     log: bool = False,
     tolerance: float = 1e-3,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> GoalSeek:
     """At which value of an assumption does an outcome, over common seeds (and draws), reach a number?
 
@@ -134,7 +135,7 @@ def goal_seek(
         points: values in the first scan.
         log: scan by equal factors.
         tolerance: of the value, relative to high − low.
-        options: as in `run_points`.
+        options: of the runs.
 
     Raises:
         InputError: an unknown key, outcome or bound, or no value at which the company can be run.
@@ -160,13 +161,13 @@ def goal_seek(
         tried.update(zip(values, frames, strict=True))
         return [_outcome(condition.measure, frame) for frame in frames]
 
-    with Candidates(scenario, luck_of(scenario, seeds, drawn=True), options) as candidates:
+    with Candidates(scenario, common_points(scenario, seeds, drawn=True), options) as candidates:
         found = find_crossings(curve, condition.value, scanned, whole=facts.whole, tolerance=tolerance)
     errors = {value: first_error(frame) for value, frame in tried.items()}
     if all(errors[value] for value in scanned):
         raise InputError(f"{key}: no run at any value from {low:g} to {high:g}: {errors[scanned[0]]}")
-    if (tell := options.get("progress")) is not None:
-        tell(1.0, "done")
+    if options.progress is not None:
+        options.progress(1.0, "done")
     scan = _scan_table(condition.measure, tried, errors)
     outcomes = scan["outcome"].dropna()
     return GoalSeek(

@@ -9,17 +9,14 @@ Stopping by itself: runs are looked at after each batch of 256, every batch a de
 the first look at which every interval asked for is narrow enough. Such a rule keeps the intervals' rate as the width
 asked for shrinks, when the variance is estimated consistently and the first look comes late enough (Chow and Robbins
 1965; for simulations Glynn and Whitt 1992); `tests/sim/study/test_monte_carlo.py` holds it on a skewed outcome.
-
-Several scenarios are compared run by run under common random numbers (`compare_scenarios`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,19 +24,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.utils.progress import Progress
 from sim.scenario.conditions import Condition, Measure, parse_condition, parse_measure, require_outcomes
 from sim.scenario.outcomes import OUTCOMES
 from sim.study.estimates import estimate, half_width, wilson
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 from sim.study.runs.run_points import Point, run_points
-from sim.study.runs.workers import place
 from sim.study.sampling import Sampling, draw
 
 if TYPE_CHECKING:
-    from engine.profile.profile import Profile
     from sim.company.simulate import Result
     from sim.scenario.scenario import Scenario
-    from sim.study.runs.workers import Place
 
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 FAN_COLUMNS = ("revenue_usd", "cash_usd", "gross_margin", "customers")
@@ -110,12 +104,7 @@ def monte_carlo(
     fans: Sequence[str] = FAN_COLUMNS,
     vary_world: bool = True,
     keys: Iterable[str] = (),
-    profile: Profile | None = None,
-    workers: int | None = None,
-    ray_address: str | None = None,
-    folder: Path | None = None,
-    progress: Progress | None = None,
-    at: Place | None = None,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> MonteCarlo:
     """Run a company many times.
 
@@ -130,7 +119,7 @@ def monte_carlo(
         fans: columns of `Result.monthly` to give percentiles of by month.
         vary_world: false gives every run the scenario's own seed.
         keys: as of `sim.study.sampling.draw`.
-        profile, workers, ray_address, folder, progress, at: as of `sim.study.runs.run_points.run_points`.
+        options: of the runs.
 
     Raises:
         InputError: a condition or precision that can't be read, no run that could be made, or as `run_points`.
@@ -138,26 +127,21 @@ def monte_carlo(
     precisions = [parse_precision(text) for text in until]
     conditions = _targets(scenario, targets)
     keys = sorted(set(keys))
-    options: dict[str, Any] = {"sampling": sampling, "seed": seed, "keys": keys, "vary_world": vary_world}
+    design: dict[str, Any] = {"sampling": sampling, "seed": seed, "keys": keys, "vary_world": vary_world}
     if precisions:
         points: list[Point] = []
         for batch in range(math.ceil(runs / BATCH)):
-            points += draw(scenario, BATCH, batch=batch, **options)
+            points += draw(scenario, BATCH, batch=batch, **design)
     else:
-        points = draw(scenario, runs, **options)
+        points = draw(scenario, runs, **design)
     found = run_points(
         scenario,
         points,
-        profile=profile,
+        options,
         monthly=fans,
-        workers=workers,
-        ray_address=ray_address,
-        folder=folder,
-        progress=progress,
         stop=_stopping_rule(precisions) if precisions else None,
         stop_every=BATCH,
-        about={**options, "until": [str(precision) for precision in precisions]},
-        at=at,
+        about={**design, "until": [str(precision) for precision in precisions]},
     )
     good = found[found["error"] == ""]
     if not len(good):
@@ -178,79 +162,12 @@ def monte_carlo(
     )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Scenarios under the same luck; `differences` of each from the first, outcome by outcome.
-
-    Columns: scenario, outcome, difference (mean over the runs), low, high (95 %), runs, noise (standard deviation of
-    the difference against that of two independent studies: below 1, common random numbers helped).
-    """
-
-    studies: dict[str, MonteCarlo]
-    differences: pd.DataFrame
-
-
-def around(result: Result, runs: int, **options: Any) -> MonteCarlo:
-    """The company of a run under other luck and other draws, on its seed and profile: as `flywheel run --runs` does.
-
-    `options`: of `monte_carlo`.
-    """
-    return monte_carlo(result.scenario, runs=runs, seed=result.seed, profile=result.profile, **options)
-
-
-def compare_scenarios(
-    scenarios: Mapping[str, Scenario],
-    *,
-    folder: Path | None = None,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    ray_address: str | None = None,
-    runs: int = 1000,
-    **options: Any,
-) -> Comparison:
-    """Run several scenarios under common random numbers; options are those of `monte_carlo`, but `until`.
-
-    Raises:
-        InputError: fewer than two scenarios, or as `monte_carlo`.
-    """
-    if len(scenarios) < 2:
-        raise InputError(f"scenarios: found {len(scenarios)}, allowed: two or more")
-    keys = {key for scenario in scenarios.values() for key in scenario.uncertain}
-    studies = {}
-    with place(workers, ray_address, runs) as here:
-        for index, (name, scenario) in enumerate(scenarios.items()):
-            studies[name] = monte_carlo(
-                scenario,
-                runs=runs,
-                keys=keys,
-                folder=None if folder is None else folder / f"{index:02d}",
-                progress=_part_of(progress, index, len(scenarios), name),
-                at=here,
-                **options,
-            )
-    first, *others = studies
-    differences = [paired_differences(studies[first].runs, studies[name].runs) for name in others]
-    for name, table in zip(others, differences, strict=True):
-        table.insert(0, "scenario", name)
-    return Comparison(studies, pd.concat(differences, ignore_index=True))
-
-
-def paired_differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Mean of after − before for each outcome over the runs that both made, paired by run (see `Comparison`)."""
-    both = before.merge(after, on="run", suffixes=("_before", "_after"))
-    both = both[(both["error_before"] == "") & (both["error_after"] == "")]
-    rows = []
-    for name in OUTCOMES:
-        one, other = both[f"out.{name}_before"].to_numpy(), both[f"out.{name}_after"].to_numpy()
-        usable = np.isfinite(one) & np.isfinite(other)
-        one, other = one[usable], other[usable]
-        change = other - one
-        mean = float(change.mean()) if len(change) else math.nan
-        half = half_width(change)
-        independent = math.sqrt(one.var() + other.var()) if len(change) else 0.0
-        noise = float(change.std() / independent) if independent > 0 else math.nan
-        rows.append((name, mean, mean - half, mean + half, len(change), noise))
-    return pd.DataFrame(rows, columns=["outcome", "difference", "low", "high", "runs", "noise"])
+def around(
+    result: Result, runs: int, *, fans: Sequence[str] = FAN_COLUMNS, options: RunOptions = DEFAULT_OPTIONS
+) -> MonteCarlo:
+    """The study of a run's company with the run's seed and profile, as `flywheel run --runs` makes it."""
+    options = replace(options, profile=result.profile)
+    return monte_carlo(result.scenario, runs=runs, seed=result.seed, fans=fans, options=options)
 
 
 def parse_precision(text: str) -> Precision:
@@ -378,9 +295,3 @@ def _stopping_rule(precisions: list[Precision]) -> Callable[[pd.DataFrame], bool
         return len(good) > 1 and all(precision.met(good) for precision in precisions)
 
     return enough
-
-
-def _part_of(progress: Progress | None, index: int, parts: int, name: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda fraction, what: progress((index + fraction) / parts, f"{name}: {what}")

@@ -15,16 +15,17 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
 from sim.scenario.conditions import Condition, Goal, Measure, parse_condition, parse_goal, require_outcomes
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.estimates import estimate, half_width
 from sim.study.levers import Lever, parse_lever
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 
 if TYPE_CHECKING:
     import optuna
@@ -124,7 +125,7 @@ def optimise(
     seeds: int = 4,
     fresh_seeds: int = 16,
     seed: int = 0,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Optimum:
     """The levers' best setting for a company.
 
@@ -137,7 +138,7 @@ def optimise(
         seeds: runs per candidate, the same luck for all.
         fresh_seeds: runs of what is chosen, at seeds that the search has not seen.
         seed: of the search.
-        options: as in `run_points`.
+        options: of the runs.
 
     Raises:
         InputError: a lever, goal or condition that is not understood, or no candidate that can be run.
@@ -147,7 +148,7 @@ def optimise(
     held = [parse_condition(one) if isinstance(one, str) else one for one in conditions]
     _check(turned, wanted, trials, fresh_seeds)
     require_outcomes([*(goal.measure for goal in wanted), *(one.measure for one in held)])
-    with Candidates(scenario, luck_of(scenario, seeds, drawn=True), options, "search") as candidates:
+    with Candidates(scenario, common_points(scenario, seeds, drawn=True), options, "search") as candidates:
         done = 0
 
         def evaluate(batch: Sequence[dict[str, Any]]) -> list[pd.DataFrame]:
@@ -163,8 +164,8 @@ def optimise(
     if (tried["error"] != "").all():
         raise InputError(f"no candidate can be run: {tried['error'].iloc[0]}")
     tried["chosen"] = _choose(tried, wanted)
-    luck = luck_of(scenario, fresh_seeds, drawn=True, fresh_after=seeds)
-    with Candidates(scenario, luck, options, "fresh") as again:
+    fresh_points = common_points(scenario, fresh_seeds, drawn=True, fresh_after=seeds)
+    with Candidates(scenario, fresh_points, options, "fresh") as again:
         best = _spread(tried[tried["chosen"]], wanted)
         settings = [_setting(row, turned) for row in best.to_dict(orient="records")]
         frames = again.runs([*settings, {}], span=(0.9, 1.0), doing="fresh seeds")

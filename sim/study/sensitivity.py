@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,11 @@ import pandas as pd
 from engine.errors import InputError
 from sim.i18n.translate import mark
 from sim.scenario.conditions import Measure, parse_measure, require_outcomes
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.estimates import Estimate, estimate, half_width
 from sim.study.indices import FloatArray, morris, sobol
 from sim.study.inputs import SWING, Input, inputs_of
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 
 if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
@@ -71,7 +72,7 @@ def sensitivity(
     samples: int = 64,
     swing: float = SWING,
     seed: int = 0,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Sensitivity:
     """Which assumptions decide an outcome of a company.
 
@@ -85,7 +86,7 @@ def sensitivity(
         samples: trajectories (morris; 64 are many) or size of the base sample (sobol; a power of two).
         swing: of assumptions without a distribution, up and down.
         seed: of the design of morris and sobol.
-        options: as in `run_points`.
+        options: of the runs.
 
     Raises:
         InputError: an unknown outcome, key or method, or an outcome that is undefined at some point.
@@ -100,10 +101,10 @@ def sensitivity(
     inputs, skipped = inputs_of(scenario, keys, swing=swing)
     if not inputs:
         raise InputError("sensitivity: no assumption is left to vary")
-    with Candidates(scenario, luck_of(scenario, seeds), options) as candidates:
+    with Candidates(scenario, common_points(scenario, seeds), options) as candidates:
         span = (0.0, 1.0)
         if method == "sobol" and keys is None and len(inputs) > MOST_SOBOL_INPUTS:
-            once = Candidates(scenario, luck_of(scenario, 1), options, "screening")
+            once = Candidates(scenario, common_points(scenario, 1), options, "screening")
             largest = _tornado(inputs, measure, once, (0.0, 0.1))["key"].head(MOST_SOBOL_INPUTS).tolist()
             dropped = [one.key for one in inputs if one.key not in largest]
             note = pd.DataFrame({"key": dropped, "why": "not among the ten largest of a tornado at one seed"})

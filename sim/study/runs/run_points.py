@@ -13,18 +13,18 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
-from engine.utils.progress import Progress
+from engine.utils.progress import Progress, no_progress
 from sim.scenario.outcomes import OUTCOMES
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 from sim.study.runs.run_folder import RunFolder
 from sim.study.runs.worker import Row
-from sim.study.runs.workers import Place, place
+from sim.study.runs.workers import Chunk, Place, place
 
 if TYPE_CHECKING:
     from engine.profile.profile import Profile
@@ -44,34 +44,24 @@ class Point:
 def run_points(
     scenario: Scenario,
     points: Iterable[Point],
+    options: RunOptions = DEFAULT_OPTIONS,
     *,
-    profile: Profile | None = None,
     monthly: Sequence[str] = (),
-    workers: int | None = None,
-    ray_address: str | None = None,
-    folder: Path | None = None,
-    progress: Progress | None = None,
     stop: Callable[[pd.DataFrame], bool] | None = None,
     stop_every: int = CHUNK,
     about: Mapping[str, Any] | None = None,
-    at: Place | None = None,
 ) -> pd.DataFrame:
     """Run a company at many points.
 
     Args:
         scenario: the company; assumptions that it gives a distribution take their median unless a point sets them.
         points: what to run.
-        profile: of the served model; by default resolved as `simulate` does.
+        options: profile, workers, folder and progress of the runs.
         monthly: columns of `Result.monthly` to keep of each run.
-        workers: processes; 0 runs here, None takes one for each core.
-        ray_address: of a Ray cluster, "auto" for the one this machine belongs to, "local" to start one.
-        folder: keeps finished runs; the same call again goes on where the last one ended.
-        progress: called with (fraction done, what was done); an exception in it ends the workers and goes on up.
         stop: called with the first n runs once they are all there, for each multiple n of `stop_every`; true ends
             the study there, so where it ends depends on the runs alone.
-        stop_every: runs between two such looks, a multiple of `CHUNK`.
-        about: more that defines the study in a folder (plain values), for instance what `stop` asks.
-        at: workers to use and to leave running (`sim.study.runs.workers.place`), for many calls in a row.
+        stop_every: runs between two such calls, a multiple of `CHUNK`.
+        about: more that defines the study in a folder (plain values), for instance what `stop` tests.
 
     Returns:
         One row per point: run, seed, in.KEY for each overridden key, out.NAME for each outcome, error ("" when
@@ -83,12 +73,12 @@ def run_points(
     """
     asked = [Point(_plain(dict(point.overrides)), int(point.seed)) for point in points]
     monthly = list(dict.fromkeys(monthly))
-    task, inputs = _task(scenario, asked, profile, monthly, about)
+    task, inputs = _task(scenario, asked, options.profile, monthly, about)
     starts = range(0, len(asked), CHUNK)
-    store = None if folder is None else RunFolder(Path(folder), inputs)
+    progress = options.progress or no_progress
+    store = None if options.folder is None else RunFolder(options.folder, inputs)
     if store is not None and (known := store.finished()) is not None:
-        if progress is not None:
-            progress(1.0, f"{len(known):,} runs known")
+        progress(1.0, f"{len(known):,} runs known")
         return _typed(known, monthly)
     collected = _Collected(asked, monthly, stop, stop_every)
     if store is not None:
@@ -101,18 +91,17 @@ def run_points(
         for number, start in enumerate(starts)
         if number not in collected.parts
     ]
-    _tell(progress, collected, len(asked))
+    collected.report(progress)
     if chunks and not collected.enough:
-        if at is not None:
-            _collect(at, task, chunks, collected, store, progress, len(asked))
+        if options.place is not None:
+            _collect(options.place, task, chunks, collected, store, progress)
         else:
-            with place(workers, ray_address, len(chunks)) as here:
-                _collect(here, task, chunks, collected, store, progress, len(asked))
+            with place(options.workers, options.ray_address, len(chunks)) as started:
+                _collect(started, task, chunks, collected, store, progress)
     runs = collected.frame()
     if store is not None:
         store.finish(runs)
-    if progress is not None:
-        progress(1.0, f"{len(runs):,} runs")
+    progress(1.0, f"{len(runs):,} runs")
     return runs
 
 
@@ -132,9 +121,10 @@ class _Collected:
         self.reach = 0  # chunks in order without a gap
         self.enough = False
 
-    @property
-    def runs(self) -> int:
-        return sum(len(part) for part in self.parts.values())
+    def report(self, progress: Progress) -> None:
+        if self.points:
+            done, total = sum(len(part) for part in self.parts.values()), len(self.points)
+            progress(done / total, f"{done:,} of {total:,} runs")
 
     def add(self, number: int, part: pd.DataFrame) -> None:
         self.parts[number] = part
@@ -170,15 +160,14 @@ class _Collected:
 
 
 def _collect(
-    here: Place,
+    workers: Place,
     task: str,
-    chunks: list[tuple[int, str]],
+    chunks: list[Chunk],
     collected: _Collected,
     store: RunFolder | None,
-    progress: Progress | None,
-    total: int,
+    progress: Progress,
 ) -> None:
-    work = here.run(task, chunks)
+    work = workers.run(task, chunks)
     try:
         for found in work:
             if found is not None:
@@ -190,17 +179,11 @@ def _collect(
                 if store is not None:
                     store.add(number, part)
                 collected.add(number, part)
-            _tell(progress, collected, total)
+            collected.report(progress)
             if collected.enough:
                 return
     finally:
         work.close()  # type: ignore[attr-defined]  # a generator
-
-
-def _tell(progress: Progress | None, collected: _Collected, total: int) -> None:
-    if progress is not None and total:
-        done = collected.runs
-        progress(done / total, f"{done:,} of {total:,} runs")
 
 
 def _task(
