@@ -1,7 +1,7 @@
-"""The command line: `flywheel profile | run | study | serve | train | app` and more.
+"""The command line `flywheel`: its commands, and how errors end them.
 
 Every command reads its input whole and checks it before it works, shows a progress bar on standard error
-while it works, and prints its result on standard output: a table for people, `--json` for scripts.
+while it works, and prints its result on standard output: tables, or JSON with `--json`.
 Bad input is one line on standard error and exit status 2; heavy imports wait until a command needs them.
 """
 
@@ -57,7 +57,7 @@ def run(
         int | None, typer.Option(help="Seed of the random streams (default: the scenario's).")
     ] = None,
     profile: ProfileOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the outputs (default: out/SCENARIO).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the outputs (default: out/SCENARIO).")] = None,
     formats: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +71,7 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Of the HTML and PDF: summary, uncertainty, figures, statements, tables, cohorts, events, "
+            help="Sections of the HTML and PDF: summary, uncertainty, figures, statements, tables, cohorts, events, "
             "assumptions, provenance, scenario (default: all).",
         ),
     ] = None,
@@ -80,7 +80,7 @@ def run(
         int,
         typer.Option(
             min=0,
-            help="Runs under other luck and other draws of what is uncertain, for the report's section uncertainty.",
+            help="Further runs at other seeds and draws, for the report's section uncertainty.",
         ),
     ] = 0,
     as_json: JsonFlag = False,
@@ -189,14 +189,14 @@ def main() -> None:
         _fail("not enough memory for this much at once")
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk, a file that may not be read
+    except OSError as error:  # a full disk, an unreadable file
         _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     except Exception as error:
-        # Usage errors are click's, and which click is Typer's secret: they are known by what they can do.
+        # Usage errors are click's, and Typer may bundle its own click: they are recognised by their method.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
-        if not message or "Usage:" in message:  # no command at all: the help says what there is
+        if not message or "Usage:" in message:  # no command at all: show the help
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
         _fail(f"{message.rstrip('.')}; see `flywheel --help`")
@@ -209,5 +209,5 @@ def _fail(message: str) -> NoReturn:
 
 
 def _names(words: str | None) -> list[str] | None:
-    """Names out of "one,two"; None when the option wasn't given."""
+    """The names in "one,two"; None when the option was not given."""
     return None if words is None else [name.strip() for name in words.split(",") if name.strip()]

@@ -1,4 +1,4 @@
-"""The commands `flywheel capacity` and `flywheel configure`: what a replica sustains, and what serves cheapest."""
+"""The commands `flywheel capacity` and `flywheel configure`: capacity of a replica, cheapest hardware for a load."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def capacity(
     model: Annotated[str, typer.Option(help="Model whose profile is used.")] = "smollm2-135m",
     profile: ProfileOption = None,
     fleet: Annotated[
-        Path | None, typer.Option(help="A whole fleet (YAML) instead of one replica of the profile.")
+        Path | None, typer.Option(help="Fleet file (YAML), instead of one replica of the profile.")
     ] = None,
     asked: LoadOptions,
-    seed: Annotated[int, typer.Option(min=0, help="Of the requests.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the table by load here (CSV).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the requests.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="CSV file of the table by load.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Find the highest rate that a replica (or a fleet) sustains within latency objectives."""
@@ -92,32 +92,36 @@ def capacity(
 def configure(
     *,
     model: Annotated[
-        str | None, typer.Argument(help="A published model: llama-3.1-8b …; left out with --profile alone.")
+        str | None,
+        typer.Argument(help="Published model, such as llama-3.1-8b; omit it with --profile alone."),
     ] = None,
     rate: Annotated[float, typer.Option(help="Requests per second to serve.")] = 1.0,
-    on: Annotated[str, typer.Option("--on", help='Accelerators of the catalog: "H100 SXM,L40S".')] = "",
-    precision: Annotated[str, typer.Option(help="Of the weights: bf16, fp8, fp4, int4.")] = "bf16",
-    tensor_parallel: Annotated[str, typer.Option(help="Accelerators that share a replica: 1,2,4,8.")] = "1",
-    engine: Annotated[str, typer.Option(help="Serve as these engines do: vllm, sglang, trtllm.")] = "vllm",
+    on: Annotated[
+        str, typer.Option("--on", help='Accelerators of the catalog, separated by commas: "H100 SXM,L40S".')
+    ] = "",
+    precision: Annotated[str, typer.Option(help="Precisions of the weights: bf16, fp8, fp4, int4.")] = "bf16",
+    tensor_parallel: Annotated[str, typer.Option(help="Accelerators per replica: 1,2,4,8.")] = "1",
+    engine: Annotated[str, typer.Option(help="Serving engines to predict: vllm, sglang, trtllm.")] = "vllm",
     source: Annotated[
-        Path | None, typer.Option("--from", help="Carry this measured profile over, instead of --engine.")
+        Path | None,
+        typer.Option("--from", help="Measured profile to scale to this hardware, instead of --engine."),
     ] = None,
     profile: Annotated[
-        list[Path] | None, typer.Option("--profile", help="A measured profile to compare with; repeatable.")
+        list[Path] | None, typer.Option("--profile", help="Measured profile to compare with; repeatable.")
     ] = None,
-    batch: Annotated[str, typer.Option(help="Most requests that run together: 64,256.")] = "256",
-    step_tokens: Annotated[str, typer.Option(help="Token budgets of a step: 2048,8192.")] = "8192",
+    batch: Annotated[str, typer.Option(help="Limits of requests that run together: 64,256.")] = "256",
+    step_tokens: Annotated[str, typer.Option(help="Limits of tokens per step: 2048,8192.")] = "8192",
     price: Annotated[
         list[str] | None,
-        typer.Option("--price", metavar="NAME=USD", help="Per hour and accelerator; repeatable."),
+        typer.Option("--price", metavar="NAME=USD", help="Price of an accelerator per hour; repeatable."),
     ] = None,
     asked: LoadOptions,
     against: Annotated[str, typer.Option(help="Latency of the Pareto curve: ttft, tpot or e2e.")] = "e2e",
-    seed: Annotated[int, typer.Option(min=0, help="Of the requests.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write every configuration here (CSV).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the requests.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="CSV file of all configurations.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Find the cheapest hardware, parallelism, precision and batch limits for a load, and what speed would cost."""
+    """Find the cheapest hardware, parallelism, precision and batch limits for a load, and the cost of lower latency."""
     from engine.profile.profile import Profile
     from sim.capacity.configurations import measured_configurations, predicted_configurations
     from sim.capacity.goals import describe_goal
@@ -238,7 +242,7 @@ def _print_capacity(
 
 
 def _by_load(found: CapacitySurface) -> list[list[str]]:
-    """Rows at round loads, and the one at the capacity."""
+    """Rows at round loads and at the capacity."""
     from sim.capacity.load_test import LOADS
 
     shares = sorted({*LOADS, found.capacity_rps / found.saturation_rps})

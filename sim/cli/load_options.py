@@ -163,7 +163,7 @@ def shares_of(words: str) -> dict[str, float]:
 
 
 def numbers_of(words: str, option: str) -> list[int]:
-    """Whole numbers ≥ 1 with commas between."""
+    """Whole numbers ≥ 1 of a text in which commas separate them."""
     found = []
     for word in split(words, option):
         if not word.isdecimal() or len(word) > 15 or int(word) < 1:
@@ -175,7 +175,7 @@ def numbers_of(words: str, option: str) -> list[int]:
 
 
 def split(words: str, option: str) -> list[str]:
-    """Words with commas between, each once."""
+    """The words of a text in which commas separate them, without repeats."""
     found = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     if not found:
         raise InputError(f"{option}: found nothing, allowed are names with commas between")

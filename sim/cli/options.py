@@ -1,4 +1,4 @@
-"""What several commands ask for alike: options declared once, and groups of options as one object."""
+"""Options shared by several commands, and groups of options as one object."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ProfileOption = Annotated[
     Path | None,
     typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option(help="Device: cpu or cuda.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -64,13 +64,15 @@ class ReplicaOptions:
     profile: ProfileOption = None
     step_times: Annotated[
         Path | None,
-        typer.Option(help="Measured step times instead: a CSV of steps, or a folder of layer tables."),
+        typer.Option(
+            help="Measured step times instead of a profile: a CSV of steps, or a folder of layer tables."
+        ),
     ] = None
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Layers of the model that layer tables are of.")
+        int | None, typer.Option(min=1, help="Number of layers of the model, for layer tables.")
     ] = None
     fleet: Annotated[
-        Path | None, typer.Option(help="A fleet file (YAML): kinds, router, autoscaler, failures, door.")
+        Path | None, typer.Option(help="Fleet file (YAML): kinds, router, autoscaler, failures, admission.")
     ] = None
     replicas: Annotated[
         int | None, typer.Option(min=1, max=100_000, help="Number of equal replicas (default: 1).")
@@ -78,7 +80,7 @@ class ReplicaOptions:
     router: Annotated[
         str | None,
         typer.Option(
-            help="least_outstanding (the default), least_outstanding_tokens, round_robin, power_of_two or "
+            help="Router: least_outstanding (the default), least_outstanding_tokens, round_robin, power_of_two or "
             "prefix_aware."
         ),
     ] = None
@@ -134,7 +136,7 @@ def replay(
     trace: Annotated[
         Path,
         typer.Argument(
-            help="CSV or JSONL: arrived_s,prompt_tokens,output_tokens; or Azure's, BurstGPT's, Mooncake's, Vidur's."
+            help="CSV or JSONL: arrived_s,prompt_tokens,output_tokens; or a trace of Azure, BurstGPT, Mooncake, Vidur."
         ),
     ],
     replicas: ReplicaOptions,
@@ -147,14 +149,15 @@ def replay(
         typer.Option("--tpot-p95", help="Objective for goodput: time per output token, in seconds."),
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave bad lines out, and count them by reason.")
+        bool, typer.Option("--skip-bad", help="Skip bad lines and count them by reason.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write one CSV row per request here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file with one row per request.")] = None,
     timeline: Annotated[
-        Path | None, typer.Option(help="Write a time line here that opens in ui.perfetto.dev (JSON).")
+        Path | None, typer.Option(help="JSON file of a time line for ui.perfetto.dev.")
     ] = None,
     timeline_replicas: Annotated[
-        str | None, typer.Option(help="Replicas in the time line: numbers with commas, or all (default: 0).")
+        str | None,
+        typer.Option(help="Replicas in the time line: numbers separated by commas, or all (default: 0)."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -300,7 +303,11 @@ def _refuse_together(option: str, value: object, others: Mapping[str, object]) -
 
 
 def _check_targets(trace: Path, out: Path | None, timeline: Path | None) -> None:
-    """Refuse what can't be written, or would be written over what was read, before anything is simulated."""
+    """Check that the outputs can be written, and overwrite neither the trace nor each other.
+
+    Raises:
+        InputError: one of them can't, or does.
+    """
     taken = {trace.resolve(): "the trace"}
     for option, path in (("--out", out), ("--timeline", timeline)):
         if path is None:

@@ -1,4 +1,4 @@
-"""The command `flywheel study`: many runs of a company, for what may happen, what decides it, and what is best."""
+"""The commands `flywheel study …`: many runs of a company, for distributions, sensitivities and best settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Many runs of a company: what may happen, what decides it, what is best.",
+    help="Run a company many times: distributions of outcomes, sensitivities, best settings, comparisons.",
 )
 
 
@@ -31,24 +31,24 @@ app = typer.Typer(
 @with_options
 def monte_carlo(
     scenario: ScenarioArgument = "api_startup",
-    runs: Annotated[int, typer.Option(help="How many; with --until at most so many.")] = 1000,
+    runs: Annotated[int, typer.Option(help="Number of runs; with --until the maximum.")] = 1000,
     sampling: Annotated[str, typer.Option(help="Design of the draws: lhs, sobol or random.")] = "lhs",
     until: Annotated[
         list[str] | None,
-        typer.Option(help="Stop when this is known: 'cash_usd_end ± 5%', 'p(ruined) ± 1%'; repeatable."),
+        typer.Option(help="Stop at this precision: 'cash_usd_end ± 5%', 'p(ruined) ± 1%'; repeatable."),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="A condition whose probability is asked: 'cash_usd_min >= 0'; repeatable."),
+        typer.Option(help="Condition whose probability is estimated: 'cash_usd_min >= 0'; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the study.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the study.")] = 0,
     same_world: Annotated[
-        bool, typer.Option("--same-world", help="Vary the assumptions alone: every run has one seed.")
+        bool, typer.Option("--same-world", help="Vary the assumptions alone: all runs share one seed.")
     ] = False,
     *,
     options: StudyOptions,
 ) -> None:
-    """Run a company many times over its uncertain assumptions: percentiles, ruin, targets."""
+    """Run a company many times over its uncertain assumptions; report percentiles, ruin and targets."""
     from typing import cast
 
     from engine.utils.files import write_atomically
@@ -102,7 +102,7 @@ def _as_json(found: MonteCarlo) -> str:
 
 
 def show(found: MonteCarlo) -> None:
-    """Percentiles and probabilities, on the terminal."""
+    """Print percentiles and probabilities."""
     from sim.scenario.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
 
     count = len(found.runs) - found.failed

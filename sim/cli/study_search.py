@@ -1,4 +1,4 @@
-"""The commands `flywheel study sensitivity | optimise | goal-seek | compare`: causes, best choices, differences."""
+"""The commands `flywheel study sensitivity | optimise | goal-seek | compare`: one question per command."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from sim.cli.terminal import print_json
 def sensitivity(
     scenario: ScenarioArgument = "api_startup",
     outcome: Annotated[
-        str, typer.Option(help="What it does to: cash_usd_end, gross_margin_last12, p(ruined) …")
+        str, typer.Option(help="Outcome: cash_usd_end, gross_margin_last12, p(ruined) …")
     ] = "cash_usd_end",
     method: Annotated[
-        str, typer.Option(help="tornado (one at a time), morris or sobol (all together).")
+        str, typer.Option(help="Method: tornado (one at a time), morris or sobol (all together).")
     ] = "tornado",
     keys: Annotated[
-        list[str] | None, typer.Option("--key", help="Only this assumption or section; repeatable.")
+        list[str] | None, typer.Option("--key", help="Vary only this assumption or section; repeatable.")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Runs per point, at common seeds (default: 4, else 1).")
     ] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Trajectories (morris) or base sample (sobol).")] = 64,
-    swing: Annotated[float, typer.Option(help="Up and down, of assumptions without a distribution.")] = 0.2,
-    top: Annotated[int, typer.Option(min=1, help="Sentences to print.")] = 10,
+    samples: Annotated[int, typer.Option(min=2, help="Trajectories (morris) or base samples (sobol).")] = 64,
+    swing: Annotated[
+        float, typer.Option(help="Relative change of assumptions without a distribution.")
+    ] = 0.2,
+    top: Annotated[int, typer.Option(min=1, help="Number of assumptions to print.")] = 10,
     *,
     options: StudyOptions,
 ) -> None:
-    """Which assumptions decide an outcome? Each over its distribution, or ±20 % where it has none."""
+    """Rank assumptions by their effect on an outcome, each over its distribution, or ±20 % where it has none."""
     from typing import cast
 
     from sim.study.sensitivity import Method
@@ -74,25 +76,33 @@ def optimise(
     scenario: ScenarioArgument = "api_startup",
     levers: Annotated[
         list[str] | None,
-        typer.Option("--vary", metavar="KEY=LOW..HIGH", help="A lever; add ' log', or list values: KEY=a,b."),
+        typer.Option(
+            "--vary",
+            metavar="KEY=LOW..HIGH",
+            help="Range of an assumption; add ' log', or list values: KEY=a,b; repeatable.",
+        ),
     ] = None,
     goals: Annotated[
-        list[str] | None, typer.Option("--goal", help="max or min and a measure; several: a Pareto front.")
+        list[str] | None,
+        typer.Option("--goal", help="max or min and a measure; several goals give a Pareto front."),
     ] = None,
     conditions: Annotated[
         list[str] | None,
-        typer.Option("--subject-to", help='"cash_usd_min >= 0" (in every run), "p(ruined) <= 5%".'),
+        typer.Option(
+            "--subject-to",
+            help='Constraint: "cash_usd_min >= 0" (in every run), "p(ruined) <= 5%"; repeatable.',
+        ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Candidates to try.")] = 100,
+    trials: Annotated[int, typer.Option(min=1, help="Number of candidates.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per candidate, at common seeds.")] = 4,
     fresh_seeds: Annotated[
-        int, typer.Option(min=2, help="Runs of what is chosen, at seeds that the search has not seen.")
+        int, typer.Option(min=2, help="Runs of the chosen candidates, at seeds that the search has not used.")
     ] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     *,
     options: StudyOptions,
 ) -> None:
-    """Find the levers' best setting: price, plan mix, fleet, model, cadence, hiring; under conditions."""
+    """Find the best setting of price, plan mix, fleet, model, cadence or hiring, under constraints."""
     from sim.study.optimise import optimise as study
 
     chosen = load_scenario(scenario, options.overrides)
@@ -118,21 +128,19 @@ def optimise(
 @with_options
 def goal_seek(
     scenario: ScenarioArgument = "api_startup",
-    change: Annotated[
-        str, typer.Option(help="The assumption to change.")
-    ] = "market.price_usd_per_mtok_output",
+    change: Annotated[str, typer.Option(help="Assumption to change.")] = "market.price_usd_per_mtok_output",
     until: Annotated[
-        str, typer.Option(help='"gross_margin_last12 = 0.7", "p(ruined) <= 5%" …')
+        str, typer.Option(help='Condition to reach: "gross_margin_last12 = 0.7", "p(ruined) <= 5%" …')
     ] = "profit_usd_total = 0",
     between: Annotated[
-        str, typer.Option(metavar="LOW..HIGH", help="Where to look; add ' log' for equal factors.")
+        str, typer.Option(metavar="LOW..HIGH", help="Range to search; add ' log' for a logarithmic scale.")
     ] = "0.1..5 log",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per value, at common seeds.")] = 8,
     points: Annotated[int, typer.Option(min=2, help="Values in the first scan.")] = 13,
     *,
     options: StudyOptions,
 ) -> None:
-    """At which price, load or cost does an outcome reach a value?"""
+    """Find the price, load or cost at which an outcome reaches a value."""
     from sim.study.goal_seek import goal_seek as study
     from sim.study.levers import parse_bounds
 
@@ -162,7 +170,7 @@ def compare(
     *,
     options: StudyOptions,
 ) -> None:
-    """Put scenarios side by side, and explain the difference of two by terms that add up."""
+    """Compare scenarios, and explain the difference of two by terms that add up."""
     from engine.errors import InputError
     from sim.study.compare import compare as study
     from sim.study.explain import explain_by_account, explain_by_assumption

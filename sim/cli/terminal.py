@@ -1,4 +1,4 @@
-"""How the commands answer: a table for a person, or JSON for a script."""
+"""Output of the commands: tables, JSON, and progress bars."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def _console() -> Console:
-    """Standard output; a file or a pipe has no width, so it gets one that tables fit in."""
-    # Names of files and classes are shown as they are: brackets are no markup, colons no emoji.
+    """Standard output; a file or a pipe has no width, so it gets one wide enough for tables."""
+    # Names of files and classes are printed unchanged: brackets are no markup, colons no emoji.
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(width=120, markup=False, emoji=False)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print a result; numbers that JSON doesn't know become null."""
+    """Print a result as JSON; NaN and infinities become null."""
     from sim.utils.serialise import json_ready
 
     print(json.dumps(json_ready(value), indent=2))
@@ -53,7 +53,7 @@ def print_grid(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 
 def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> None:
-    """Write a profile to `target` and say what is in it."""
+    """Write a profile to `target` and print its content."""
     from engine.profile.profile import describe
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> 
 def progress_bar(title: str, redraws_per_s: float = 10.0) -> Iterator[progress.Progress]:
     """A progress bar on standard error; yields report(fraction done, what is being done).
 
-    With 0 redraws per second it is drawn at reports only: drawing takes time from what is measured meanwhile.
+    With 0 redraws per second it is drawn at reports only, since drawing would disturb measurements.
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
