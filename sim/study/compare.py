@@ -1,4 +1,4 @@
-"""Compare: scenarios side by side, at the same seeds and with every uncertain assumption at its median."""
+"""Comparison of scenarios at the same seeds, with every uncertain assumption at its median."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MONTHLY = ("revenue_usd", "gross_margin", "net_income_usd", "cash_usd", "custome
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scenarios side by side, at the same seeds.
+    """The result of `compare`: scenarios at the same seeds.
 
     `headline`: one row per scenario and outcome: scenario, outcome, label, unit, higher_is_better, value (mean), low,
     high (95 % interval of it), difference (to the first scenario, paired by seed), difference_low, difference_high.
@@ -48,10 +48,10 @@ def compare(
     monthly: Sequence[str] = MONTHLY,
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> Comparison:
-    """Run scenarios at the same seeds; the first is what the others are compared with.
+    """Run scenarios at the same seeds and compare them with the first.
 
     Args:
-        scenarios: by the name to show; two or more. The first one's seed is the first seed of all.
+        scenarios: {name: scenario}, two or more. The first one's seed is the first seed of all.
         seeds: runs of each.
         monthly: columns of the monthly table to keep.
         options: of the runs.
@@ -133,7 +133,7 @@ def _monthly(
 
 
 def _changes(scenarios: Mapping[str, Scenario]) -> pd.DataFrame:
-    """Assumptions in which any scenario differs from the first; entries not there are "absent"."""
+    """Assumptions in which any scenario differs from the first; missing entries are "absent"."""
     names, each = list(scenarios), list(scenarios.values())
     rows: dict[str, dict[str, Any]] = {}
     for name, other in zip(names[1:], each[1:], strict=True):

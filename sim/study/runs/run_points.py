@@ -1,9 +1,8 @@
-"""Many runs of one company: points in, one row of outcomes each, in their order.
+"""Many runs of one company: one row of outcomes per point, in the order of the points.
 
-A point is a set of changed assumptions and a seed. Runs are independent, so they are done in chunks wherever there is
-a free core (`sim.study.runs.workers`), and the frame is the same bits for any number of workers and on a Ray cluster.
-With a folder every finished chunk is kept as it goes (`sim.study.runs.run_folder`): a study killed at any moment goes
-on where it was.
+A point is a set of changed assumptions and a seed. Runs are independent, so they are made in chunks by parallel
+workers (`sim.study.runs.workers`), and the frame is the same bits for any number of workers and on a Ray cluster.
+With a folder every finished chunk is saved (`sim.study.runs.run_folder`): a study killed at any moment can be resumed.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
     from engine.profile.profile import Profile
     from sim.scenario.scenario import Scenario
 
-CHUNK = 8  # runs: about half a second, so little is lost by a kill, and workers end almost together
+CHUNK = 8  # runs: about half a second, so a kill loses little and workers end almost together
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run asked for: {dotted key: value} of changed assumptions, and the seed of its random streams."""
+    """One run to make: {dotted key: value} of changed assumptions, and the seed of its random streams."""
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -54,12 +53,12 @@ def run_points(
     """Run a company at many points.
 
     Args:
-        scenario: the company; assumptions that it gives a distribution take their median unless a point sets them.
-        points: what to run.
+        scenario: the company; assumptions with a distribution take their median unless a point sets them.
+        points: the runs to make.
         options: profile, workers, folder and progress of the runs.
         monthly: columns of `Result.monthly` to keep of each run.
-        stop: called with the first n runs once they are all there, for each multiple n of `stop_every`; true ends
-            the study there, so where it ends depends on the runs alone.
+        stop: called with the first n runs once they are complete, for each multiple n of `stop_every`; true ends
+            the study after them, so its length depends on the runs alone.
         stop_every: runs between two such calls, a multiple of `CHUNK`.
         about: more that defines the study in a folder (plain values), for instance what `stop` tests.
 
@@ -106,7 +105,7 @@ def run_points(
 
 
 class _Collected:
-    """Finished chunks, and how far they reach without a gap."""
+    """Finished chunks, and how many of them in order have no gap."""
 
     def __init__(
         self,
@@ -173,7 +172,7 @@ def _collect(
             if found is not None:
                 number, rows = found
                 for row in rows:
-                    if "refused" in row:  # what is wrong with the study, not with a point
+                    if "refused" in row:  # an error of the study, not of a point
                         raise InputError(row["refused"])
                 part = collected.part(number, rows)
                 if store is not None:
@@ -193,7 +192,7 @@ def _task(
     monthly: list[str],
     about: Mapping[str, Any] | None,
 ) -> tuple[str, dict[str, Any]]:
-    """What every worker needs (as JSON), and what defines the study."""
+    """The task of every worker (as JSON), and the definition of the study for its folder."""
     from sim.company.provenance import program_version
 
     base = scenario.deployment.model
@@ -225,7 +224,7 @@ def _task(
 
 
 def _profile_of(model: str, profile: Profile | None) -> Profile | str:
-    """The profile of a model, or the reason why there is none."""
+    """The profile of a model, or the error text without one."""
     from engine.profile.profile import Profile as ProfileType
     from sim.utils.paths import resolve_profile
 
@@ -253,7 +252,7 @@ def _inputs(points: list[Point]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's numbers as Python's, tuples as lists: what JSON gives back as it was."""
+    """Numpy's numbers as Python's, tuples as lists: values that JSON restores unchanged."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -264,7 +263,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(runs: pd.DataFrame, monthly: list[str]) -> pd.DataFrame:
-    """Columns as they are before they go through a file."""
+    """Column types as before they were written to a file."""
     runs = runs.copy()
     for name in runs.columns:
         if runs[name].dtype.kind not in "fi":
