@@ -256,7 +256,7 @@ def opened(page: str, **query: str | list[str]) -> AppTest:
     drawn(app)
     for key, value in query.items():  # a page change clears what no widget has bound
         app.query_params[key] = value
-    return drawn(app.switch_page(f"sim/ui/{page}.py"))
+    return drawn(app.switch_page(f"sim/ui/pages/{page}.py"))
 
 
 def text_of(app: AppTest) -> str:
