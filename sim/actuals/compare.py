@@ -106,6 +106,7 @@ def plan_against_actual(
     """
     from sim.company.simulate import simulate
     from sim.study.monte_carlo import monte_carlo
+    from sim.study.runs.options import RunOptions
 
     report = progress or no_progress
     _check(inactive_months, ahead_months, runs)
@@ -134,9 +135,11 @@ def plan_against_actual(
     study = None
     if runs:
         study = monte_carlo(
-            calibrated, runs=runs, fans=fan_columns(), profile=plan.profile, workers=workers,
-            progress=_part(report, 0.6, 1.0),
-        )  # fmt: skip
+            calibrated,
+            runs=runs,
+            fans=fan_columns(),
+            options=RunOptions(plan.profile, workers, progress=_part(report, 0.6, 1.0)),
+        )
     report(1.0, Message("done"))
     return Actuals(
         plan=plan,

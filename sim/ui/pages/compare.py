@@ -23,6 +23,7 @@ from sim.study.explain import (
     explain_by_account,
     explain_by_assumption,
 )
+from sim.study.runs.options import RunOptions
 from sim.ui import components, scenario_store, sidebar, url_state
 from sim.ui.study_jobs import dropdown, studied, study, with_seed
 
@@ -210,7 +211,9 @@ def _by_assumption(
         return
 
     def work(tell: Progress) -> Explanation:
-        return explain_by_assumption(a, b, outcome, names=names, seeds=seeds, progress=tell)
+        return explain_by_assumption(
+            a, b, outcome, names=names, seeds=seeds, options=RunOptions(progress=tell)
+        )
 
     found = study("assumption", tr("Assumptions"), about, work)
     if found is not None:
@@ -279,7 +282,7 @@ about = (
 
 def compared(tell: Progress) -> Comparison:
     """All chosen scenarios at the same seeds."""
-    return compare(companies, seeds=seeds, monthly=tuple(COLUMNS), progress=tell)
+    return compare(companies, seeds=seeds, monthly=tuple(COLUMNS), options=RunOptions(progress=tell))
 
 
 comparison = study("compare", tr("Comparison"), about, compared)

@@ -26,9 +26,10 @@ _STILL_S = 1.5
 def luck(tell: Progress) -> MonteCarlo:
     """The same company under other luck, and with what is unsure about it drawn."""
     from sim.study.monte_carlo import around
+    from sim.study.runs.options import RunOptions
 
     # One core: the other one draws the pages.
-    return around(result, _RUNS, fans=("cash_usd",), workers=1, progress=tell)
+    return around(result, _RUNS, fans=("cash_usd",), options=RunOptions(workers=1, progress=tell))
 
 
 def cash_card() -> None:

@@ -38,9 +38,10 @@ def files_of(formats: list[str], sections: list[str], code: str, tell: Progress)
     study, begin = None, 0.0
     if "uncertainty" in sections and set(formats) & {"html", "pdf"}:
         from sim.study.monte_carlo import around
+        from sim.study.runs.options import RunOptions
 
         begin = _STUDY_SHARE
-        study = around(result, _RUNS, progress=_share(tell, 0.0, begin))
+        study = around(result, _RUNS, options=RunOptions(progress=_share(tell, 0.0, begin)))
     made: dict[str, bytes] = {}
     each = (1 - begin) / len(formats)
     for number, name in enumerate(formats):

@@ -27,12 +27,13 @@ from sim.study.explain import Explanation, explain_by_account, explain_by_assump
 from sim.study.goal_seek import GoalSeek, goal_seek
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
 from sim.study.optimise import Optimum, optimise
+from sim.study.runs.options import RunOptions
 from sim.study.sensitivity import Sensitivity, sensitivity
 from sim.study.waterfall import Term, waterfall
 from tests.helpers import app
 from tests.helpers.places import APP
 
-HERE: dict[str, Any] = {"workers": 0}
+HERE: dict[str, Any] = {"options": RunOptions(workers=0)}
 drawn = partial(app.drawn, patience_s=240.0)  # on a machine that does much else
 PRICE = "market.price_usd_per_mtok_output"
 MARKETING = "market.marketing_usd_per_month"
@@ -255,7 +256,7 @@ def opened(page: str, **query: str | list[str]) -> AppTest:
     drawn(app)
     for key, value in query.items():  # a page change clears what no widget has bound
         app.query_params[key] = value
-    return drawn(app.switch_page(f"sim/ui/{page}.py"))
+    return drawn(app.switch_page(f"sim/ui/pages/{page}.py"))
 
 
 def text_of(app: AppTest) -> str:
