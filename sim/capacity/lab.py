@@ -28,7 +28,8 @@ from sim.capacity.search import FEW_REQUESTS, Latency, SearchResult, capacity_in
 from sim.capacity.surface import fleet_capacity, replica_fleet
 from sim.serving.fleet_config import Autoscaler, Fleet
 from sim.serving.metrics import summary
-from sim.serving.replay import ReplayStats, replay_fleet
+from sim.serving.replay import replay_fleet
+from sim.serving.stats import ReplayStats
 from sim.serving.timeline import timeline
 
 MAX_REQUESTS = 100_000

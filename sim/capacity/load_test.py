@@ -25,7 +25,8 @@ from sim.capacity.goals import Goal, Judgement, judge
 from sim.capacity.offered_load import BLOCK, OfferedLoad
 from sim.serving.fleet_config import Fleet, Retries
 from sim.serving.metrics import latencies
-from sim.serving.replay import ReplayStats, replay_fleet
+from sim.serving.replay import replay_fleet
+from sim.serving.stats import ReplayStats
 
 LOADS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.95)  # of the saturation rate
 LATENCIES = ("ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "tpot_p95_s", "e2e_p95_s")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from engine.profile.profile import Profile
     from sim.serving.fleet_config import Fleet
-    from sim.serving.replay import ReplayStats
+    from sim.serving.stats import ReplayStats
 
 _LABELS = {
     "requests": "Requests",
