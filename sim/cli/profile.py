@@ -137,7 +137,7 @@ def profile(
         )
         return
     from engine.loadtest.client import Endpoint
-    from engine.profiling.endpoint import Known
+    from engine.profiling.endpoint_options import Known, SurveyOptions
 
     known = Known(
         price_usd_per_hour=price_usd_per_hour,
@@ -155,11 +155,9 @@ def profile(
     profile_endpoint(
         Endpoint(endpoint, model, key, chat),
         known,
+        SurveyOptions(_BUDGET_OUTSIDE_S if budget_s is None else budget_s, max_concurrency, seed=seed),
         out,
-        budget_s=_BUDGET_OUTSIDE_S if budget_s is None else budget_s,
-        max_concurrency=max_concurrency,
         check=check,
-        seed=seed,
         as_json=as_json,
     )
 

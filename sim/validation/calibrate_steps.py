@@ -218,7 +218,6 @@ def calibrated(
     """The profile with other coefficients [k], their covariance [k, k], its costs, and a note of the calibration."""
     times = with_coefficients(profile.coefficients, mean, uncertainty_from(covariance, relative_sd))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    scheduler = profile.scheduler_config()
     calibration = {**note, "date": now, "run_sd": round(run_sd, 6), "prior_profile": profile.content_hash}
     return replace(
         profile,
@@ -228,9 +227,7 @@ def calibrated(
         cost=cost_table(
             times,
             profile.cost.price_usd_per_hour,
-            max_step_tokens=scheduler.max_step_tokens,
-            max_running_requests=scheduler.max_running_requests,
-            max_context_tokens=profile.model.max_context_tokens,
-            cache_tokens=scheduler.cache_tokens,
+            profile.scheduler_config(),
+            profile.model.max_context_tokens,
         ),
     )
