@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_replicas import TIMES, fleets, requests
 
 from sim.serving.fleet_config import (
     Autoscaler,
@@ -27,6 +26,7 @@ from sim.serving.metrics import littles_law_error
 from sim.serving.replay import replay_fleet
 from sim.serving.replica_tables import STATUSES
 from sim.workload.requests import check_requests
+from tests.sim.serving.test_replicas import TIMES, fleets, requests
 
 TIME_COLUMNS = ["scheduled_s", "first_token_s", "finished_s"]
 
