@@ -20,7 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.loadtest.client import Answer, Client, Dialect, Endpoint
+from engine.loadtest.answer import Answer
+from engine.loadtest.client import Client, Dialect, Endpoint
 from engine.loadtest.result import STATUSES, FloatArray, GapHistogram, LoadResult
 from engine.utils.progress import Progress, no_progress
 

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.loadtest.client import Answer, Client
+from engine.loadtest.answer import Answer
+from engine.loadtest.client import Client
 
 FloatArray = NDArray[np.float64]
 

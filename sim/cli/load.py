@@ -133,7 +133,7 @@ def checked_with_backlog(profile: Profile, endpoint: Endpoint, budget_s: float, 
     import pandas as pd
 
     from engine.loadtest.load import LoadOptions, run_load
-    from sim.serving.replay import replay_with_stats
+    from sim.serving.replay import equal_replicas, replay_fleet
     from sim.validation.compare import Lengths
 
     config, most = profile.scheduler_config(), profile.model.max_context_tokens
@@ -141,7 +141,7 @@ def checked_with_backlog(profile: Profile, endpoint: Endpoint, budget_s: float, 
     lengths = Lengths().draw(count, np.random.default_rng(seed), min(most, config.cache_tokens))
     offered = pd.DataFrame({"arrived_s": 0.0, **lengths})
     while True:
-        frame, _ = replay_with_stats(offered, profile.step_time_model(), config)
+        frame, _ = replay_fleet(offered, equal_replicas(profile.step_time_model(), config))
         replayed_s = float(frame["finished_s"].max())
         if replayed_s <= budget_s or len(offered) <= 4:
             break

@@ -29,7 +29,7 @@ from sim.serving.fleet_events import autoscale, be_taken_back, break_down
 from sim.serving.rate_limit import Bucket
 from sim.serving.replica import ReferenceReplicas
 from sim.serving.replica_native import NativeReplicas
-from sim.serving.replica_tables import REQUEST
+from sim.serving.replica_tables import request_table
 from sim.serving.routing import router
 from sim.serving.servers import ROLES, Server, Servers, most_servers
 
@@ -48,7 +48,7 @@ class FleetRun:
 
     requests: pd.DataFrame  # checked (`sim.workload.requests.check_requests`)
     fleet: Fleet
-    recording: bool = False
+    record_steps: bool = False
     reference: bool = False  # plain Python even where the C code could be compiled
     most_replicas: int = 0  # that may be there at once; 0: those of the fleet and its autoscalers
 
@@ -58,7 +58,7 @@ class FleetRun:
         self.prefixes: Sequence[Sequence[Hashable]] = (
             frame["prefix_hashes"].tolist() if "prefix_hashes" in frame else ()
         )
-        self.rows = self._table()
+        self.rows = request_table(frame, fleet.is_disaggregated)
         self._finished_s = self.rows["finished_s"]
         self.status = np.full(self.count, _OPEN, np.int8)
         self.attempts = [0] * self.count
@@ -73,7 +73,7 @@ class FleetRun:
         native = replica_native.is_available() and not self.reference
         replicas = NativeReplicas if native else ReferenceReplicas
         prefixes = [*self.prefixes, *([()] * (len(self.rows) - self.count))] if self.prefixes else ()
-        self.core = replicas(self.rows, prefixes, most, fleet.seed, self.recording)
+        self.core = replicas(self.rows, prefixes, most, fleet.seed, self.record_steps)
         self.servers = Servers(self.core, fleet, most)
         equal = len({kind.weight for kind in fleet.kinds}) == 1
         spawned = np.random.SeedSequence(fleet.seed).spawn(len(STREAMS))
@@ -365,26 +365,6 @@ class FleetRun:
             self.left_s[row] = now
 
     # ---- tables ----
-
-    def _table(self) -> np.ndarray[Any, Any]:
-        frame, count = self.requests, self.count
-        rows = np.zeros(count * (2 if self.fleet.is_disaggregated else 1), REQUEST)
-        for name in ("scheduled_s", "first_token_s", "finished_s"):
-            rows[name] = math.nan
-        rows["replica"] = -1  # none yet
-        first = rows[:count]
-        rows["client"] = np.arange(len(rows)) % max(count, 1)
-        first["prompt"], first["output"] = frame["prompt_tokens"], frame["output_tokens"]
-        if "priority" in frame:
-            first["priority"] = frame["priority"]
-        if self.fleet.is_disaggregated:
-            second = rows[count:]
-            # The first token comes from the prefill replica, with the keys and values of the whole prompt.
-            second["received"], second["prompt"] = first["prompt"], first["prompt"] + 1
-            second["output"] = np.maximum(first["output"] - 1, 1)
-            second["priority"] = first["priority"]
-            first["output"], first["watched"] = 1, 1
-        return rows
 
     def _watch_dependents(self, frame: pd.DataFrame) -> None:
         after = frame["after"].to_numpy()

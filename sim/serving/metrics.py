@@ -67,7 +67,7 @@ def summary(
     finished requests. With a `status` column also the number of each status.
 
     Args:
-        frame: what `sim.serving.replay.replay_with_stats` gave.
+        frame: what `sim.serving.replay.replay_fleet` returned.
         stats: the same.
         objective: adds goodput_rps, objective_met (share of all requests), ttft_met and tpot_met; one for all
             requests, or {traffic class: objective}.
@@ -193,7 +193,7 @@ def by_group(
     """The metrics of each traffic class, tenant or replica.
 
     Args:
-        frame: what `sim.serving.replay.replay_with_stats` gave.
+        frame: what `sim.serving.replay.replay_fleet` returned.
         stats: the same.
         column: traffic_class, tenant, replica, or any other column of the frame.
         objectives: adds goodput_rps and the shares met; one for all requests, or {traffic class: objective}.

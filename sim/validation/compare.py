@@ -24,7 +24,7 @@ from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.step_time import StepTimeModel
 from sim.serving.metrics import latencies
-from sim.serving.replay import replay_with_stats
+from sim.serving.replay import equal_replicas, replay_fleet
 from sim.validation.observe import Observation, full_prefix_hashes
 from sim.validation.posterior import Posterior
 from sim.workload.traffic_classes import lognormal_sigma
@@ -104,7 +104,7 @@ def capacity(
 ) -> float:
     """Requests per second that a replica finishes of an endless queue, by a replay of a long one."""
     requests = draw_requests("1", 1.0, _BACKLOG, lengths, config, most_context, seed).assign(arrived_s=0.0)
-    frame, _ = replay_with_stats(requests, times, config)
+    frame, _ = replay_fleet(requests, equal_replicas(times, config))
     finished = np.sort(frame["finished_s"].to_numpy())
     first, last = len(finished) // 10, len(finished) * 9 // 10  # neither filling nor draining
     return float((last - first) / (finished[last] - finished[first]))
@@ -141,7 +141,7 @@ def predict(
     requests = full_prefix_hashes(requests, config.block_tokens)
 
     def replayed(times: StepTimeModel) -> dict[str, float]:
-        return measures(replay_with_stats(requests, times, config)[0].iloc[judged or slice(None)])
+        return measures(replay_fleet(requests, equal_replicas(times, config))[0].iloc[judged or slice(None)])
 
     point = replayed(posterior.times)
     drawn = pd.DataFrame([replayed(times) for times in posterior.draw(draws, seed)])
@@ -188,7 +188,7 @@ def scheduler_errors(
     requests = full_prefix_hashes(requests, config.block_tokens)
     errors = []
     for run in runs:
-        frame, _ = replay_with_stats(requests, RecordedSteps(run, otherwise), config)
+        frame, _ = replay_fleet(requests, equal_replicas(RecordedSteps(run, otherwise), config))
         found, measured = measures(frame), measures(run.requests)
         errors.append({name: found[name] / measured[name] - 1 for name in measured})
     return pd.DataFrame(errors).median()
