@@ -253,21 +253,6 @@ def coefficients(engine: str) -> dict[str, float]:
     return theta
 
 
-def predict_benchmark(
-    engine: str, deployment: EngineDeployment, concurrency: int, prompt_tokens: int, output_tokens: int
-) -> tuple[float, float]:
-    """(TPOT, TTFT) in seconds that a closed-loop benchmark of mean lengths would report.
-
-    Raises:
-        InputError: unknown engine, the model doesn't fit, or the data sheet lacks a number.
-    """
-    deployment.cache_bytes()
-    theta = coefficients(engine)
-    q = work(deployment, concurrency, prompt_tokens, output_tokens)
-    tpot, ttft = closed_loop(theta, q, fitted()["burst"][engine])
-    return float(tpot), float(ttft)
-
-
 def step_time(engine: str, deployment: EngineDeployment) -> RooflineStepTime:
     """The engine's step-time model for the simulator, from the same terms as `closed_loop`.
 

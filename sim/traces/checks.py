@@ -41,11 +41,6 @@ class TraceReport:
     rows: int
     skipped: tuple[SkippedLines, ...] = ()
 
-    @property
-    def skipped_rows(self) -> int:
-        """Lines left out, all reasons together."""
-        return sum(each.count for each in self.skipped)
-
     def describe(self) -> list[tuple[str, str]]:
         """(label, value) rows for a table: what was read, and each reason with its count and first lines."""
         rows = [("Requests", f"{self.rows:,} ({self.format} format)")]
