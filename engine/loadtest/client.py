@@ -59,7 +59,7 @@ _WORDS = _COMMON.split()
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask for what. `url` with or without /v1; `model` None takes the server's only one."""
+    """Address and model of a server. `url` with or without /v1; `model` None takes the server's only one."""
 
     url: str
     model: str | None = None
@@ -75,13 +75,13 @@ class Endpoint:
 
     @property
     def root(self) -> str:
-        """Without a slash or /v1 at the end."""
+        """The address without a slash or /v1 at the end."""
         return self.url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a server understands, found by trying."""
+    """Request fields and prompt form that a server accepts, found by trying."""
 
     model: str
     prompt_form: str  # "token ids" or "words"
@@ -94,7 +94,7 @@ class Dialect:
     server: str = ""  # its Server header
 
     def describe(self) -> str:
-        """In words, for a report."""
+        """One sentence about the dialect, for a report."""
         ends = "asked to go on to the asked length" if "ignore_eos" in self.fields else "may end earlier"
         counts = "token counts from the server's usage" if self.counts_tokens else "tokens counted by pieces"
         return f"prompts as {self.prompt_form}; answers {ends}; {counts}"
@@ -137,7 +137,7 @@ class Client:
         return self._session
 
     async def greet(self, continuous_usage: bool = False) -> Dialect:
-        """Find out what the server understands; needed before `prompt`.
+        """Find out which fields and prompts the server accepts; needed before `prompt`.
 
         Args:
             continuous_usage: also ask for a count of tokens in each piece.
@@ -179,7 +179,7 @@ class Client:
         return " " + " ".join(_WORDS[i] for i in rng.integers(0, len(_WORDS), words))
 
     def body(self, prompt: Prompt, max_tokens: int) -> bytes:
-        """The request's JSON."""
+        """The request's body as JSON."""
         fields = dict(self.dialect.fields)
         if "min_tokens" in fields:
             fields["min_tokens"] = max_tokens

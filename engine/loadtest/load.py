@@ -1,4 +1,4 @@
-"""Load for an OpenAI-compatible server, and what its clients feel: one event loop, as many connections as it takes.
+"""Load for an OpenAI-compatible server, and the latencies of its clients: one event loop, any number of connections.
 
 The load is open: when each request is sent is fixed beforehand, and no slow answer delays the next. A request's times
 count from when it was to be sent, so that a server (or this client) that stalls shows in every request that came
@@ -209,7 +209,7 @@ class _Run:
         self._done += 1
 
     def result(self, given: pd.DataFrame) -> LoadResult:
-        """What ended, as a frame."""
+        """The requests that ended, as a frame."""
         ended = self.status >= 0
         ids = given["request_id"].to_numpy() if "request_id" in given else np.arange(len(given))
         frame = pd.DataFrame(
@@ -239,7 +239,7 @@ class _Run:
 
 
 def _notes(result: LoadResult, given: pd.DataFrame, ended: NDArray[np.bool_]) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Notes that a reader of the numbers needs."""
     notes, frame = [result.dialect.describe()], result.requests
     if "prefix_hashes" in given and result.dialect.prompt_form != "token ids":
         notes.append(
@@ -285,7 +285,7 @@ def _checked(requests: pd.DataFrame) -> tuple[FloatArray, NDArray[np.int64], NDA
 
 
 def _allow_many_connections() -> None:
-    """As many open files as this user may have: each connection is one."""
+    """Raise the limit of open files as far as this user may: each connection is one."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # another system than Unix
         import resource
 

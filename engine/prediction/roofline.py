@@ -1,4 +1,4 @@
-"""Predict a profile for hardware that isn't here: from a data sheet, and from something that was measured.
+"""Predict a profile for hardware that was not measured: from a data sheet, and from something that was measured.
 
 Two sources of efficiency:
 
@@ -52,7 +52,7 @@ _LINK_SHARE = 0.5  # of the link's bandwidth that an all-reduce reaches
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a step of a model must do, and how fast its machine could do it; one tensor-parallel rank."""
+    """Work of a step of a model, and the peak speeds of its machine; one tensor-parallel rank."""
 
     layers: int
     weight_bytes: float  # read by every step
@@ -182,7 +182,7 @@ def predict_profile(
     engine: str | None = None,
     price_usd_per_hour: float | None = None,
 ) -> Profile:
-    """A profile of `model` on accelerators that nobody measured here.
+    """Predict the profile of `model` on accelerators that were not measured.
 
     Args:
         source: a measured profile to carry over; None takes the efficiencies of `engine`.
@@ -313,8 +313,8 @@ def _engine_method(engine: str) -> dict[str, Any]:
 
 
 def _first_in_constant(times: RooflineStepTime) -> RooflineStepTime:
-    """The same times of every step, which has a token and a request at least: a fit can't tell the cost of the
-    first from the constant.
+    """The same times of every step, which has a token and a request at least: a fit can't separate the cost
+    of the first from the constant.
     """
     first_s = 0.0
     token_slopes, request_slopes = times.token_slopes_s, times.request_slopes_s

@@ -31,7 +31,7 @@ EFFICIENT_SHARE = 0.95
 
 @dataclass(frozen=True)
 class CostTable:
-    """USD per million tokens, full and typical load, and what was assumed."""
+    """USD per million tokens at full and at typical load, with the assumptions."""
 
     usd_per_mtok_prompt_full: float
     usd_per_mtok_output_full: float

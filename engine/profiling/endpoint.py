@@ -39,7 +39,7 @@ from engine.profiling.fit import FIT_METHOD, fit_and_judge
 from engine.utils.progress import Progress, no_progress
 
 BLOCK_TOKENS = 16
-_CONTEXT = 4096  # tokens, where nobody says
+_CONTEXT = 4096  # tokens, where neither server nor operator gives it
 _NOT_SEEN = "not visible from outside"
 
 

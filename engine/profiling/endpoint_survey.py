@@ -43,7 +43,7 @@ class SurveyPlan:
 
 @dataclass
 class Findings:
-    """What was seen of an engine; times in seconds."""
+    """Measured limits and steps of an engine; times in seconds."""
 
     overhead_s: float = 0.0  # of a request on its way: all but its steps
     round_trip_s: float = math.nan  # of GET /health
@@ -67,7 +67,7 @@ class Survey:
     def __init__(
         self, client: Client, longest: int, known: Known, options: SurveyOptions, progress: Progress
     ) -> None:
-        """`longest`: context in tokens."""
+        """`longest`: longest context, in tokens."""
         self.client, self.longest, self._known, self._options = client, longest, known, options
         self._progress = progress
         self.found = Findings(request_form=client.dialect.describe())
@@ -144,7 +144,7 @@ class Survey:
                 )
             elif chunks:
                 whole, chunk = length, 0.0
-            if confirmed and chunk:  # a twice as long prompt is cut as well, and tells the chunk better
+            if confirmed and chunk:  # a twice as long prompt is cut as well, and shows the chunk better
                 break
             length *= 2
         self.found.shares_steps = shared
@@ -296,7 +296,7 @@ class Survey:
 
 
 def measurements(found: Findings) -> list[Measurement]:
-    """The steps in what was seen: decode steps, steps with a rider's chunk, prompts alone; medians over repeats.
+    """Measured steps: decode steps, steps with a rider's chunk, prompts alone; medians over repeats.
 
     Raises:
         InputError: too few to fit.
@@ -323,7 +323,7 @@ def measurements(found: Findings) -> list[Measurement]:
                 (min(room, rider.prompt_tokens - start), start)
                 for start in range(0, rider.prompt_tokens, room)
             ]
-            # A rider that stretched nobody's gap, or more or fewer gaps than it has chunks, was no part of them.
+            # A rider that stretched no gap, or more or fewer gaps than it has chunks, was no part of them.
             if len(gaps) < len(chunks) or max(gaps) < plain_s or not found.shares_steps:
                 continue
             for (chunk, start), gap_s in zip(chunks, gaps[-len(chunks) :], strict=True):

@@ -33,7 +33,7 @@ FIT_METHOD = {  # as a profile's method keeps it
 
 
 def fit_step_time(steps: Sequence[Step], times_s: Sequence[float]) -> RooflineStepTime:
-    """The coefficients that reproduce `times_s` (seconds, > 0) of `steps` best.
+    """Fit the coefficients to the times of steps, in seconds (> 0).
 
     Raises:
         ValueError: fewer steps than coefficients can bear, lengths differ, or a time isn't positive.
@@ -75,7 +75,7 @@ def _tokens(step: Step) -> int:
 
 
 def _choose_knots(amounts: Sequence[int]) -> tuple[int, ...]:
-    """0 and those of `_KNOTS` with enough different measured amounts on either side to tell their slopes."""
+    """0 and those of `_KNOTS` with enough different measured amounts on either side to determine their slopes."""
     seen = sorted(set(amounts))
     knots = [0]
     for knot in _KNOTS:

@@ -7,7 +7,7 @@ over the cache as they are after hours of serving.
 
 Method: passes over the whole grid, each in a new random order, so that a machine that slows down or speeds up
 biases no corner of the grid; the first run of a short step is thrown away; the median of a point's repeats counts
-(it ignores interruptions, while a minimum would describe a machine that nobody rents). Every fourth point is held
+(it ignores interruptions, while a minimum would describe an undisturbed machine). Every fourth point is held
 out of the fit and only judges it. At last a few optimizer steps are timed (`engine.profiling.training_steps`).
 """
 
@@ -180,7 +180,7 @@ def _measure(
             if first_s >= _SHORT_S:
                 samples[index].append(first_s)
                 continue
-            # A short step is cheap to repeat and feels a cold cache the most: its first run doesn't count. But a
+            # A short step is cheap to repeat and suffers the most from a cold cache: its first run doesn't count. But a
             # prompt's chunk never runs twice in a row when serving: it finds the caches as decodes leave them.
             for _ in range(3):
                 if points[index].prefill:
@@ -200,7 +200,7 @@ def _measure(
 
 
 def fill_cache(llm: LLM) -> None:
-    """Write the whole KV cache, as hours of serving do: memory that nobody has written yet is read too fast."""
+    """Write the whole KV cache, as hours of serving do: memory that was never written is read too fast."""
     for part in (*llm.runner.cache.keys, *llm.runner.cache.values):
         part.fill_(0.5)
 
@@ -288,7 +288,7 @@ class _TimedRunner:
 
 
 def measure_peaks(device: str, dtype: str) -> tuple[float, float]:
-    """What the machine really reaches: (FLOP/s of the best large matrix product, bytes/s of reading memory)."""
+    """Measured peaks of the machine: (FLOP/s of the best large matrix product, bytes/s of reading memory)."""
     import torch
 
     from engine.layers.linear import COMPUTE_DTYPES, PackedLinear, has_packed_products
@@ -317,7 +317,7 @@ def measure_peaks(device: str, dtype: str) -> tuple[float, float]:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what the times depend on."""
+    """Versions of the software that the times depend on."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

@@ -58,7 +58,7 @@ class BatchWatch:
 
     @property
     def preemptions(self) -> int:
-        """How often a request was thrown out of the batch because the KV cache was full."""
+        """Preemptions: requests removed from the batch because the KV cache was full."""
         return int(self.frame["preemptions"].sum())
 
     def trace_json(self) -> bytes:
@@ -69,7 +69,7 @@ class BatchWatch:
 
 @dataclass(frozen=True)
 class HardwareComparison:
-    """What serves a load: capacity per dollar of one replica each, and the fleets that a search ranked."""
+    """Configurations for a load: capacity per dollar of one replica each, and the fleets that a search ranked."""
 
     per_dollar: pd.DataFrame  # best first; PER_DOLLAR columns
     found: SearchResult

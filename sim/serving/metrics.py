@@ -37,7 +37,7 @@ MEASURES = ("ttft", "tpot", "e2e", "queue")
 
 
 class LatencyObjective(Protocol):
-    """What each request must meet to count as goodput (see `sim.capacity.goals.Objective`)."""
+    """Latency limits that a request must meet to count as goodput (see `sim.capacity.goals.Objective`)."""
 
     @property
     def ttft_p95_s(self) -> float:
@@ -142,7 +142,7 @@ def finished(frame: pd.DataFrame) -> NDArray[np.bool_]:
 def meets(frame: pd.DataFrame, objective: Objectives) -> pd.DataFrame:
     """Which requests kept their objective: columns ttft_met, tpot_met and objective_met (both), bool.
 
-    Whoever has one output token only has no time per output token to miss; whoever didn't finish misses all.
+    A request with one output token has no time per output token to miss; one that did not finish misses all.
 
     Raises:
         InputError: objectives by class, and the frame has no column traffic_class or a class without objective.

@@ -7,8 +7,8 @@ machine: that spread is the floor for any prediction.
 
 A prediction is a replay with the step-time model as it stands; its interval comes from replays of the same requests
 (common random numbers) with models drawn from what is known about the coefficients and the machine
-(`sim.validation.posterior`). To tell apart whose fault an error is, each measured run is replayed with its own steps'
-times as well: what then remains is the scheduler's and the clock's.
+(`sim.validation.posterior`). To separate the scheduler's errors from the step times', each measured
+run is replayed with its own steps' times as well: what then remains is the scheduler's and the clock's.
 """
 
 from __future__ import annotations
@@ -195,11 +195,11 @@ def scheduler_errors(
 
 
 def step_errors(runs: Sequence[Observation], times: StepTimeModel) -> dict[str, float]:
-    """How a step-time model does on observed steps.
+    """Errors of a step-time model on observed steps.
 
     steps; bias of their sum (predicted / measured − 1); median_error, of |predicted / measured − 1|; the share of the
     measured time between steps, and that in stalled steps, which took twice as long as predicted or longer: no model's
-    fault, but somebody else's work on the same cores.
+    fault, but other work on the same cores.
     """
     steps = pd.concat([run.steps for run in runs])
     measured = (steps["until_s"] - steps["started_s"]).to_numpy(dtype=float)

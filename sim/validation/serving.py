@@ -46,7 +46,7 @@ _CALIBRATION_SEED = 7919  # added to the seed: other requests than those that ar
 
 @dataclass
 class ServingValidation:
-    """What a validation found.
+    """Result of a validation.
 
     `table`: a row per load and measure, as `sim.validation.compare.compare` gives it, with scheduler_error (what
     remains when the replay has the run's own step times); after a calibration also calibrated_… columns. `steps`: by
@@ -83,7 +83,7 @@ class ServingValidation:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """What a validation serves.
+    """Which requests a validation serves, and how.
 
     Raises:
         InputError: fewer than one request or run.

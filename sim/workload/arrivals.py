@@ -1,6 +1,6 @@
 """When requests arrive: a steady Poisson process, bursts, and the shape of day and week.
 
-Models the users' side of the door. Every process is one and the same rate-1 stream of points, moved in time:
+Every process is one and the same rate-1 stream of points, moved in time:
 
 - Poisson: gaps are exponential.
 - Gamma renewal process: independent gaps with coefficient of variation `cv`; above 1 arrivals clump, below 1 they
