@@ -91,7 +91,7 @@ def run_training(
         progress: called with the fraction done and what is being done.
         resume: continue from the last checkpoint in `out_dir`, if there is one.
         library_mb: million characters of the standard library at most, where that is the text.
-        on_step: told each step's number, its loss, and the validation loss where it was measured (at step 0 too,
+        on_step: called with each step's number, its loss, and the validation loss where it was measured (at step 0 too,
             which has no other).
 
     Raises:
@@ -172,7 +172,7 @@ def _train(
     if saved and resume:
         state, best_weights = _resume(saved[-1], model, optimizer, fingerprint)
     for path in [] if resume else saved:
-        shutil.rmtree(path)  # of an earlier run; nobody may resume from it by mistake
+        shutil.rmtree(path)  # of an earlier run; it must not be resumed from by mistake
     validation = data.validation[: config.max_validation_sequences]
     evaluate_every = config.evaluate_every or max(config.steps // 10, 1)
     started = time.perf_counter() - state.wall_s

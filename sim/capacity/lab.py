@@ -29,7 +29,8 @@ from sim.capacity.search import FEW_REQUESTS, Latency, SearchResult, capacity_in
 from sim.capacity.surface import fleet_capacity, replica_fleet
 from sim.serving.fleet_config import Autoscaler, Fleet
 from sim.serving.metrics import summary
-from sim.serving.replay import ReplayStats, replay_fleet
+from sim.serving.replay import replay_fleet
+from sim.serving.stats import ReplayStats
 from sim.serving.timeline import timeline
 
 MAX_REQUESTS = 100_000
@@ -58,7 +59,7 @@ class BatchWatch:
 
     @property
     def preemptions(self) -> int:
-        """How often a request was thrown out of the batch because the KV cache was full."""
+        """Preemptions: requests removed from the batch because the KV cache was full."""
         return int(self.frame["preemptions"].sum())
 
     def trace_json(self) -> bytes:
@@ -69,7 +70,7 @@ class BatchWatch:
 
 @dataclass(frozen=True)
 class HardwareComparison:
-    """What serves a load: capacity per dollar of one replica each, and the fleets that a search ranked."""
+    """Configurations for a load: capacity per dollar of one replica each, and the fleets that a search ranked."""
 
     per_dollar: pd.DataFrame  # best first; PER_DOLLAR columns
     found: SearchResult

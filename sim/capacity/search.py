@@ -38,13 +38,15 @@ Latency = Literal["ttft_p95_s", "tpot_p95_s", "e2e_p95_s"]
 LATENCIES: tuple[Latency, ...] = ("ttft_p95_s", "tpot_p95_s", "e2e_p95_s")
 FEW_REQUESTS = 4000
 MORE_REPLICAS = (1.0, 1.25, 1.5, 2.0, 3.0)  # of the fewest that will do: points of the curve
-_BUSIEST = 0.97  # of the saturation rate, as few requests tell it: beyond, no replay is long enough to judge
+_BUSIEST = (
+    0.97  # of the saturation rate, as estimated from few requests: beyond, no replay is long enough to judge
+)
 _NOISE = 1.05  # what few requests may be off by
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What serves the load, by cost, and what doesn't."""
+    """Configurations that serve the load, by cost, and those that don't."""
 
     rate_rps: float
     table: pd.DataFrame  # one row per configuration at its fewest replicas, cheapest first
@@ -161,7 +163,7 @@ def search(
 
 
 def _beaten(each: Configuration, bound: Bounds, known: list[_Known], rate_rps: float) -> str:
-    """By which fleet, if that costs less than this can and is faster than this can be; else empty."""
+    """The fleet that costs less than this configuration can and is faster than it can be; empty if there is none."""
     least_usd = _least_usd_per_hour(each, bound, rate_rps)
     fastest = {name: bound.percentile(name.split("_")[0]) for name in LATENCIES}
     for other in known:
@@ -227,7 +229,7 @@ def _fewest_replicas(
 
 
 def _worth_a_look(known: list[_Known], rate_rps: float, against: Latency) -> list[_Known]:
-    """What is on the curve (the cheapest is), as far as few requests tell."""
+    """Configurations on the Pareto curve (the cheapest is), as estimated from few requests."""
     points = _curve(known, rate_rps, against)
     names = set(points["configuration"]) if len(points) else set()
     return [one for one in known if one.configuration.name in names]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.loadtest.client import Endpoint
     from engine.loadtest.result import LoadResult
     from engine.profile.profile import Profile
-    from engine.profiling.endpoint import Known
+    from engine.profiling.endpoint_options import Known, SurveyOptions
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Name of the model at the server (default: its only model).")
@@ -76,7 +76,7 @@ def load(
 ) -> None:
     """Send requests to an OpenAI-compatible server at fixed times, and measure the latencies of its clients."""
     from engine.loadtest.client import Endpoint
-    from engine.loadtest.load import run_load
+    from engine.loadtest.load import LoadOptions, run_load
 
     goals = _goals(goal or [])
     if out is not None:
@@ -86,9 +86,7 @@ def load(
     offered = _offered(rate, requests, prompt_tokens, output_tokens, arrivals, trace, seed)
     endpoint = Endpoint(url, model, key, chat, temperature)
     with progress_bar("load", redraws_per_s=4.0) as report:
-        result = run_load(
-            endpoint, offered, concurrency=concurrency, timeout_s=timeout_s, seed=seed, progress=report
-        )
+        result = run_load(endpoint, offered, LoadOptions(concurrency, timeout_s, seed), report)
     if out is not None:
         write_atomically(out, result.requests.to_csv(index=False))
     _show(result, goals, url, out, as_json)
@@ -99,12 +97,10 @@ def load(
 def profile_endpoint(
     endpoint: Endpoint,
     known: Known,
+    options: SurveyOptions,
     out: Path | None,
     *,
-    budget_s: float,
-    max_concurrency: int,
     check: bool,
-    seed: int,
     as_json: bool,
 ) -> None:
     """Measure a served model from outside, save its profile and print it.
@@ -117,12 +113,10 @@ def profile_endpoint(
     if out is not None:
         check_writable(out)
     with progress_bar(f"profile {endpoint.url}", redraws_per_s=4.0) as report:
-        measured = measure_endpoint(
-            endpoint, known, budget_s=budget_s, max_concurrency=max_concurrency, seed=seed, progress=report
-        )
+        measured = measure_endpoint(endpoint, known, options, report)
         if check:
             report(1.0, "checking with a backlog")
-            measured = checked_with_backlog(measured, endpoint, _CHECK_SHARE * budget_s, seed)
+            measured = checked_with_backlog(measured, endpoint, _CHECK_SHARE * options.budget_s, options.seed)
     name = measured.model.name
     save_and_show(
         measured, out or paths.measured_profiles_dir() / f"{name.replace('/', '--')}.json", name, as_json
@@ -144,8 +138,8 @@ def checked_with_backlog(profile: Profile, endpoint: Endpoint, budget_s: float, 
     import numpy as np
     import pandas as pd
 
-    from engine.loadtest.load import run_load
-    from sim.serving.replay import replay_with_stats
+    from engine.loadtest.load import LoadOptions, run_load
+    from sim.serving.replay import equal_replicas, replay_fleet
     from sim.validation.compare import Lengths
 
     config, most = profile.scheduler_config(), profile.model.max_context_tokens
@@ -153,12 +147,12 @@ def checked_with_backlog(profile: Profile, endpoint: Endpoint, budget_s: float, 
     lengths = Lengths().draw(count, np.random.default_rng(seed), min(most, config.cache_tokens))
     offered = pd.DataFrame({"arrived_s": 0.0, **lengths})
     while True:
-        frame, _ = replay_with_stats(offered, profile.step_time_model(), config)
+        frame, _ = replay_fleet(offered, equal_replicas(profile.step_time_model(), config))
         replayed_s = float(frame["finished_s"].max())
         if replayed_s <= budget_s or len(offered) <= 4:
             break
         offered = offered.iloc[: max(4, int(len(offered) * budget_s / replayed_s))]
-    result = run_load(endpoint, offered, seed=seed)
+    result = run_load(endpoint, offered, LoadOptions(seed=seed))
     done = result.requests[result.requests["status"] == "finished"]
     checked: dict[str, Any] = {"requests": len(offered), "finished": len(done), "replayed_s": replayed_s}
     if len(done):

@@ -148,16 +148,14 @@ def profile(
     _refuse_of_the_other_kind(context, outside=endpoint is not None)
     if endpoint is not None:
         from engine.loadtest.client import Endpoint
-        from engine.profiling.endpoint import Known
+        from engine.profiling.endpoint_options import Known, SurveyOptions
 
         profile_endpoint(
             Endpoint(endpoint, model, key, chat),
             Known(price_usd_per_hour, **asdict(known)),
+            SurveyOptions(_BUDGET_OUTSIDE_S if budget_s is None else budget_s, max_concurrency, seed=seed),
             out,
-            budget_s=_BUDGET_OUTSIDE_S if budget_s is None else budget_s,
-            max_concurrency=max_concurrency,
             check=check,
-            seed=seed,
             as_json=as_json,
         )
         return

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sim.serving.fleet_config import Fleet
-    from sim.serving.replay import ReplayStats
+    from sim.serving.stats import ReplayStats
 
 _LABELS = {
     "requests": "Requests",

@@ -71,7 +71,7 @@ def scaling(
     from engine.training.config import TrainConfig
     from engine.training.data import read_documents
     from engine.training.python_docs import standard_library
-    from engine.training.scaling_ladder import measure_law
+    from engine.training.scaling_ladder import LadderOptions, measure_law
 
     chosen = parse_sizes(sizes)
     config = TrainConfig(
@@ -87,16 +87,8 @@ def scaling(
     name = ", ".join(map(str, texts)) if texts else "Python's standard library"
     with progress_bar("scaling") as report, quiet():
         documents = read_documents(texts) if texts else standard_library(library_mb)
-        ladder = measure_law(
-            documents,
-            config,
-            chosen,
-            vocab_size=vocab_size,
-            token_counts=token_counts,
-            budget_s=60 * minutes,
-            text=name,
-            progress=report,
-        )
+        options = LadderOptions(chosen, token_counts, 60 * minutes, name)
+        ladder = measure_law(documents, config, options, vocab_size, report)
     ladder.save(out)
     found = ladder.to_json()
     keys = scenario_keys(ladder.law)

@@ -50,24 +50,16 @@ def serving(
     """Serve the same arrivals with the real engine and with the simulator, side by side."""
     from engine.profile.profile import Profile
     from sim.validation.compare import Lengths, parse_loads
-    from sim.validation.serving import validate_serving
+    from sim.validation.serving import ValidationOptions, validate_serving
 
     check_writable(out / "comparison.csv")
     chosen = parse_loads(loads)
     prior = Profile.load(paths.resolve_profile(model, profile))
+    options = ValidationOptions(
+        requests, runs, Lengths(prompt_tokens, output_tokens), calibrate, model, device, seed
+    )
     with progress_bar("validate serving", redraws_per_s=0) as report:
-        found = validate_serving(
-            prior,
-            chosen,
-            requests=requests,
-            runs=runs,
-            lengths=Lengths(prompt_tokens, output_tokens),
-            calibrate=calibrate,
-            model=model,
-            device=device,
-            seed=seed,
-            progress=report,
-        )
+        found = validate_serving(prior, chosen, options, report)
     found.save(out)
     if as_json:
         print_json(found.to_json())

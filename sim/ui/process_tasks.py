@@ -158,17 +158,19 @@ def _scaling(
     from engine.models.load import quiet
     from engine.training.config import TrainConfig
     from engine.training.python_docs import standard_library
-    from engine.training.scaling_ladder import measure_law
+    from engine.training.scaling_ladder import LadderOptions, measure_law
 
     with quiet():
         ladder = measure_law(
             standard_library(library_mb),
             TrainConfig(**config),
-            [(layers, width) for layers, width in sizes],
-            vocab_size=vocab_size,
-            budget_s=60 * minutes,
-            text="Python's standard library",
-            progress=_progress(tell),
+            LadderOptions(
+                [(layers, width) for layers, width in sizes],
+                budget_s=60 * minutes,
+                text="Python's standard library",
+            ),
+            vocab_size,
+            _progress(tell),
         )
     ladder.save(path)
 

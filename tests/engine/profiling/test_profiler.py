@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from engine.errors import InputError
 from engine.profile.profile import Measurement, Profile
-from engine.profiling.fit import fit_step_time, relative_errors
+from engine.profiling.fit import fit_and_judge, fit_step_time, relative_errors
 from engine.profiling.grid import GridPoint, default_grid, is_held_out
 from engine.profiling.power import PowerMeter
-from engine.profiling.profiler import fit_and_judge, measure_profile
+from engine.profiling.profiler import measure_profile
 from sim.company.profile_rows import profile_rows
 from tests.helpers.profile import synthetic_profile
 

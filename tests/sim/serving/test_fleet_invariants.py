@@ -70,7 +70,7 @@ def test_littles_law_holds_on_every_run(frame: pd.DataFrame, fleet: Fleet) -> No
 def test_machines_are_paid_while_they_work_and_work_only_while_they_are_there(
     frame: pd.DataFrame, fleet: Fleet
 ) -> None:
-    run = FleetRun(check_requests(frame), fleet, recording=True)
+    run = FleetRun(check_requests(frame), fleet, record_steps=True)
     outages: list[tuple[int, float, float]] = []
     die, opened = run.die, run._open
 
