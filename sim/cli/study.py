@@ -129,7 +129,7 @@ def _as_json(found: MonteCarlo) -> str:
 
 def show(found: MonteCarlo) -> None:
     """Percentiles and probabilities, on the terminal."""
-    from sim.scenario.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
+    from sim.scenario.metrics import MAIN_OUTCOMES, OUTCOMES, shown
 
     count = len(found.runs) - found.failed
     if not found.uncertain:
@@ -164,7 +164,7 @@ def show(found: MonteCarlo) -> None:
 
 
 def _with_width(name: str, mean: float, high: float) -> str:
-    from sim.scenario.outcomes import shown
+    from sim.scenario.metrics import shown
 
     if mean != mean:
         return numbers.UNKNOWN

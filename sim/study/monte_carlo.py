@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from engine.errors import InputError
 from engine.utils.progress import Progress
 from sim.scenario.conditions import Condition, Measure, parse_condition, parse_measure, require_outcomes
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.study.estimates import estimate, half_width, wilson
 from sim.study.runs.run_points import Point, run_points
 from sim.study.runs.workers import place

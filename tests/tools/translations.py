@@ -3,7 +3,7 @@
 Brings `sim/locale/*.po` up to date: new sentences come in without a translation, those that the program no longer says
 go, the order is that of the source files. Prints which lack a translation. The sentences are the first arguments of
 `tr` and `mark`, those of the report's template, the meanings and units of the scenario's
-schema, the units of outcomes and the types of accounts.
+schema, the units of metrics and the types of accounts.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def _schema() -> Iterator[tuple[str, str]]:
 
 def _words() -> Iterator[tuple[str, str]]:
     from sim.accounting.ledger import Kind
-    from sim.scenario.outcomes import OUTCOMES
+    from sim.scenario.units import Unit
 
-    yield from (("sim/study/runs/outcomes.py", outcome.unit) for outcome in OUTCOMES.values() if outcome.unit)
+    yield from (("sim/scenario/units.py", unit) for unit in get_args(Unit))
     yield from (("sim/accounting/ledger.py", kind) for kind in get_args(Kind))
 
 

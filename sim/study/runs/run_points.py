@@ -21,7 +21,7 @@ import pandas as pd
 
 from engine.errors import InputError
 from engine.utils.progress import Progress
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.study.runs.run_folder import RunFolder
 from sim.study.runs.worker import Row
 from sim.study.runs.workers import Place, place
