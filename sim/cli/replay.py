@@ -17,6 +17,7 @@ from sim.cli.load_options import objective
 from sim.cli.options import JsonFlag, ProfileOption, with_options
 from sim.cli.terminal import print_grid, print_json, print_table
 from sim.i18n import numbers
+from sim.scenario.units import Unit, in_unit
 from sim.utils import paths
 
 if TYPE_CHECKING:
@@ -25,30 +26,31 @@ if TYPE_CHECKING:
     from sim.serving.fleet_config import Fleet
     from sim.serving.stats import ReplayStats
 
-_LABELS = {
-    "requests": "Requests",
-    "finished": "Finished",
-    "timed_out": "Timed out",
-    "rejected": "Rejected",
-    "lost": "Lost",
-    "duration_s": "Duration",
-    "requests_per_s": "Throughput, requests",
-    "prompt_tokens_per_s": "Throughput, prompt tokens",
-    "output_tokens_per_s": "Throughput, output tokens",
-    "goodput_rps": "Goodput",
-    "ttft_met": "Requests within the TTFT objective",
-    "tpot_met": "Requests within the TPOT objective",
-    "busy_fraction": "Replicas busy",
-    "batch_mean": "Requests in a step",
-    "kv_occupancy": "KV cache filled",
-    "preemptions": "Preemptions",
-    "cache_hit_rate": "Prompt tokens found in the prefix cache",
-    "mfu": "MFU (of the peak FLOP/s, while busy)",
-    "mbu": "MBU (of the memory bandwidth, while busy)",
-    "joules_per_mtok_output": "Energy per million output tokens [J]",
-    "cost_usd": "Cost of the machines",
-    "usd_per_mtok_output": "Cost per million output tokens",
-    "usd_per_mtok": "Cost per million tokens, prompts included",
+# Metric: label, unit.
+_WHOLE_RUN: dict[str, tuple[str, Unit]] = {
+    "requests": ("Requests", "count"),
+    "finished": ("Finished", "count"),
+    "timed_out": ("Timed out", "count"),
+    "rejected": ("Rejected", "count"),
+    "lost": ("Lost", "count"),
+    "duration_s": ("Duration", "s"),
+    "requests_per_s": ("Throughput, requests", "per second"),
+    "prompt_tokens_per_s": ("Throughput, prompt tokens", "per second"),
+    "output_tokens_per_s": ("Throughput, output tokens", "per second"),
+    "goodput_rps": ("Goodput", "per second"),
+    "ttft_met": ("Requests within the TTFT objective", "fraction"),
+    "tpot_met": ("Requests within the TPOT objective", "fraction"),
+    "busy_fraction": ("Replicas busy", "fraction"),
+    "batch_mean": ("Requests in a step", "count"),
+    "kv_occupancy": ("KV cache filled", "fraction"),
+    "preemptions": ("Preemptions", "count"),
+    "cache_hit_rate": ("Prompt tokens found in the prefix cache", "fraction"),
+    "mfu": ("MFU (of the peak FLOP/s, while busy)", "fraction"),
+    "mbu": ("MBU (of the memory bandwidth, while busy)", "fraction"),
+    "joules_per_mtok_output": ("Energy per million output tokens [J]", "count"),
+    "cost_usd": ("Cost of the machines", "USD"),
+    "usd_per_mtok_output": ("Cost per million output tokens", "USD per million tokens"),
+    "usd_per_mtok": ("Cost per million tokens, prompts included", "USD per million tokens"),
 }
 _IF_ANY = ("timed_out", "rejected", "lost", "preemptions")
 _MEASURES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "queue": "Queue", "itl": "ITL"}
@@ -260,8 +262,8 @@ def _print(
     print_table(
         "Whole run",
         [
-            (label, _in_unit(key, metrics[key]))
-            for key, label in _LABELS.items()
+            (label, in_unit(metrics[key], unit))
+            for key, (label, unit) in _WHOLE_RUN.items()
             if not math.isnan(metrics.get(key, math.nan)) and (key not in _IF_ANY or metrics[key])
         ],
     )
@@ -283,17 +285,6 @@ def _print_groups(frame: pd.DataFrame, stats: ReplayStats, column: str) -> None:
         )
     head = [f"{label} {statistic}" for label in ("TTFT", "TPOT", "E2E") for statistic in ("p50", "p95")]
     print_grid(f"By {column.replace('_', ' ')}", ["", "requests", "finished", *head], rows)
-
-
-def _in_unit(key: str, value: float) -> str:
-    if key.endswith("_per_s") or key.endswith("_rps"):
-        return f"{numbers.count(value)} /s"
-    if key.endswith("_s"):
-        return numbers.seconds(value)
-    if key.endswith("_usd") or key.startswith("usd_"):
-        return numbers.usd(value)
-    shares = ("busy_fraction", "cache_hit_rate", "kv_occupancy", "mfu", "mbu")
-    return numbers.percent(value, 1) if key in shares or key.endswith("_met") else numbers.count(value)
 
 
 def _refuse_together(option: str, value: object, others: Mapping[str, object]) -> None:

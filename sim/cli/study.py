@@ -103,7 +103,7 @@ def _as_json(found: MonteCarlo) -> str:
 
 def show(found: MonteCarlo) -> None:
     """Print percentiles and probabilities."""
-    from sim.scenario.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
+    from sim.scenario.metrics import MAIN_OUTCOMES, OUTCOMES, shown
 
     count = len(found.runs) - found.failed
     if not found.uncertain:
@@ -138,7 +138,7 @@ def show(found: MonteCarlo) -> None:
 
 
 def _with_width(name: str, mean: float, high: float) -> str:
-    from sim.scenario.outcomes import shown
+    from sim.scenario.metrics import shown
 
     if mean != mean:
         return numbers.UNKNOWN

@@ -124,7 +124,7 @@ def _gain(goal: str, row: Row) -> str:
 
 def _shown(goal: str, value: float) -> str:
     from sim.scenario.conditions import parse_measure
-    from sim.scenario.outcomes import shown
+    from sim.scenario.metrics import shown
 
     measure = parse_measure(goal.removeprefix("max ").removeprefix("min "))
     return numbers.percent(value, 1) if measure.statistic == "probability" else shown(measure.outcome, value)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError
 from sim.scenario.conditions import Measure
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.differences import differences, overrides_between, plain
 from sim.study.estimates import half_width

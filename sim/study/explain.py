@@ -18,7 +18,7 @@ import pandas as pd
 from engine.errors import InputError
 from sim.accounting.ledger import MICRO_PER_USD, PROFIT_KINDS
 from sim.scenario.conditions import Measure, require_outcomes
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.differences import Difference, differences, grouped, hybrid
 from sim.study.estimates import standard_error

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError
 from sim.scenario.conditions import Condition, Measure, parse_condition, parse_measure, require_outcomes
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.study.estimates import estimate, half_width, wilson
 from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 from sim.study.runs.run_points import Point, run_points

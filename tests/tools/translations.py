@@ -3,7 +3,7 @@
 Brings `sim/i18n/locale/*.po` up to date: new sentences come in without a translation, behind the one that the sources
 say before them; those that the program no longer says go; the others stay where they are. Prints which lack a
 translation. The sentences are the first arguments of `tr`, `mark` and `Message`, those of the report's template, the
-meanings and units of the scenario's schema, the units of outcomes and the types of accounts.
+meanings and units of the scenario's schema, the units of metrics and the types of accounts.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def _schema() -> Iterator[str]:
 
 def _words() -> Iterator[str]:
     from sim.accounting.ledger import Kind
-    from sim.scenario.outcomes import OUTCOMES
+    from sim.scenario.units import Unit
 
-    yield from (outcome.unit for outcome in OUTCOMES.values() if outcome.unit)
+    yield from get_args(Unit)
     yield from get_args(Kind)
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from engine.errors import InputError
 from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 from sim.study.runs.run_folder import RunFolder
 from sim.study.runs.worker import Row

@@ -12,7 +12,7 @@ from engine.utils.progress import Progress
 from sim.figures.compare import COLUMNS, difference, meanings, side_by_side, signed, sum_in_words
 from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
-from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.metrics import OUTCOMES, shown
 from sim.scenario.scenario import Scenario
 from sim.study.compare import Comparison, compare
 from sim.study.differences import ABSENT, differences, grouped
@@ -138,7 +138,7 @@ def _apart(outcome: str, row: dict[Any, Any]) -> str:
 
 def by_month(found: Comparison) -> None:
     """One monthly number of every scenario."""
-    labels = {column: tr(name) for column, (name, _) in COLUMNS.items()}
+    labels = {column: tr(metric.title) for column, metric in COLUMNS.items()}
     column = url_state.choice(
         st.pills, tr("By month"), labels, key="metric", label_visibility="collapsed", persist_state="session"
     )

@@ -14,7 +14,7 @@ from sim.figures.compare import meanings
 from sim.figures.study import fan, indices, row_of, ruin, spread, tornado
 from sim.i18n import numbers as human
 from sim.i18n.translate import mark, tr
-from sim.scenario.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
+from sim.scenario.metrics import MAIN_OUTCOMES, MONTHLY, OUTCOMES, shown
 from sim.scenario.scenario import Scenario
 from sim.study.levers import key_facts
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
@@ -151,7 +151,7 @@ def numbers(found: MonteCarlo) -> None:
             )
         row = row_of(found, "gross_margin_last12")
         components.metric(
-            tr("Gross margin, median"),
+            tr("{what}, median", what=tr(MONTHLY["gross_margin"].label)),
             shown("gross_margin_last12", row["p50"]),
             found.fans["gross_margin"]["p50"].clip(lower=-2),
             tr(

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from engine.errors import InputError
 from sim.cli.study import app
 from sim.company.simulate import simulate
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.scenario.scenario import Scenario
 from sim.study.monte_carlo import (
     BATCH,

@@ -18,7 +18,7 @@ import pytest
 
 from engine.errors import InputError
 from sim.company.simulate import simulate
-from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.metrics import OUTCOMES, shown
 from sim.scenario.scenario import Scenario
 from sim.study.runs.options import RunOptions
 from sim.study.runs.outcomes import outcomes_of

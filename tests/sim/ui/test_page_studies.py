@@ -20,7 +20,7 @@ from sim.figures.compare import COLUMNS, difference, meanings, sentence, shorten
 from sim.figures.decide import answer, candidates, curve
 from sim.figures.study import fan, indices, ruin, spread, tornado
 from sim.figures.theme import PALETTES, Theme, without_title
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.scenario.scenario import Scenario
 from sim.study.compare import Comparison, compare
 from sim.study.explain import Explanation, explain_by_account, explain_by_assumption
