@@ -5,8 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SCENARIO ?= scenarios/api_startup.yaml
 PROFILE  := out/profiles/smollm2-135m.json
+# Fails on a broken link; the site is out/site/index.html. The variable silences an advertisement.
+DOCS     := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: run app test test-all lint bench bench-engine screenshots clean
+.PHONY: run app test test-all lint docs bench bench-engine screenshots clean
 .DEFAULT_GOAL := run
 
 # The bundled model is a package of its own; its only dependency is one that this program does not need.
@@ -35,6 +37,11 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(DOCS)
+
+docs: $(VENV)/installed
+	$(DOCS)
 
 bench-engine: $(VENV)/installed
 	$(BIN)/python tests/bench/bench_engine.py

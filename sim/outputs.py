@@ -135,12 +135,14 @@ def result_schema() -> dict[str, Any]:
 
 def result_json(result: Result) -> str:
     """The run in one JSON object: what went in (scenario, seed, profile) and what came out, without the months."""
+    with speaking("en"):
+        provenance = dict(provenance_rows(result))
     content = {
         "$schema": result_schema()["$id"],
         "headline": result.headline,
         "seed": result.seed,
         "command": command_line(result.scenario, result.seed),
-        "provenance": dict(provenance_rows(result)),
+        "provenance": provenance,
         "profile_hash": result.profile.content_hash,
         "scenario_hash": result.scenario.content_hash,
         "ledger_hash": result.ledger.content_hash(),
@@ -151,7 +153,7 @@ def result_json(result: Result) -> str:
             "provenance": result.surface.provenance,
         },
         "scenario": result.scenario.plain(),
-        "events": result.events,
+        "events": result.events[["month_index", "day", "stage", "what"]],
         "assumptions": result.assumptions,
     }
     return json.dumps(json_ready(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"

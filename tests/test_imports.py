@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 from tests.helpers.imports import loaded_by
 from tests.helpers.places import ROOT
@@ -24,6 +25,45 @@ def imported_packages(path: Path) -> set[str]:
     return names
 
 
+def contracts_kept(config: Path) -> bool:
+    return lint_imports(config_filename=str(config), no_cache=True) == EXIT_STATUS_SUCCESS
+
+
+def test_no_circle_and_no_arrow_upwards() -> None:
+    """The contracts of pyproject.toml, which `make lint` holds the program to as well."""
+    assert contracts_kept(ROOT / "pyproject.toml")
+
+
+LATE = {
+    "at the top": "from {other} import x\n",
+    "inside a function": "def f():\n    from {other} import x\n",
+    "for type checkers": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from {other} import x\n",
+}
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+@pytest.mark.parametrize("depth", ["files", "folders"])
+def test_a_circle_is_found_however_it_is_written(
+    late: str, depth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"house_{depth}_{list(LATE.values()).index(late)}"
+    one, other = ("one", "other") if depth == "files" else ("one.room", "other.room")
+    for name, towards in ((one, other), (other, one)):
+        file = tmp_path / package / f"{name.replace('.', '/')}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for folder in {file.parent, tmp_path / package}:
+            (folder / "__init__.py").touch()
+        text = late if name == one else LATE["at the top"]
+        file.write_text(text.format(other=f"{package}.{towards}"))
+    config = tmp_path / "contracts.toml"
+    config.write_text(
+        f'[tool.importlinter]\nroot_packages = ["{package}"]\n[[tool.importlinter.contracts]]\n'
+        f'name = "no circle"\ntype = "acyclic_siblings"\nancestors = ["{package}"]\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not contracts_kept(config)
+
+
 @pytest.mark.parametrize(("layer", "forbidden"), FORBIDDEN.items())
 def test_imports_flow_one_way(layer: str, forbidden: set[str]) -> None:
     for path in sorted((ROOT / layer).rglob("*.py")):
@@ -34,12 +74,24 @@ def test_imports_flow_one_way(layer: str, forbidden: set[str]) -> None:
 
 def test_only_the_app_layer_knows_streamlit() -> None:
     for path in sorted((ROOT / "sim").rglob("*.py")):
-        if path.parent.name != "ui":
+        if "ui" not in path.parts:
             assert "streamlit" not in imported_packages(path), path
 
 
 @pytest.mark.parametrize(
-    "module", ["engine", "sim", "sim.cli", "sim.company.simulate", "sim.serving", "sim.outputs"]
+    "module",
+    [
+        "engine",
+        "engine.scheduler",
+        "engine.kv_cache",
+        "engine.profile.profile",
+        "engine.usage.meter",
+        "sim",
+        "sim.cli",
+        "sim.company.simulate",
+        "sim.serving",
+        "sim.outputs",
+    ],
 )
 def test_the_simulator_never_loads_torch(module: str) -> None:
     assert loaded_by(module, ("torch", "transformers")) == []

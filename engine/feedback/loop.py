@@ -5,7 +5,7 @@ a text of its own (a file), send it piece by piece and ask for the continuation;
 they send, and some send a piece twice. 4. What was allowed is cleaned and deduplicated. 5. Two models are
 trained from the same start by the same recipe: on the base text and the collected text, and, as a control, on the
 base text and as many tokens of further bought text. 6. All three are judged on the text of users who never sent
-anything. The control tells what a collected token is worth in bought ones: a scenario's `data.feedback_quality`.
+anything. The control shows what a collected token is worth in bought ones: a scenario's `data.feedback_quality`.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class VersionLoss:
 
     @property
     def perplexity(self) -> float:
-        """Of the users' text."""
+        """Perplexity of the users' text."""
         return math.exp(min(self.users_loss, 700.0))
 
 
 @dataclass(frozen=True)
 class LoopReport:
-    """What one round did and gained."""
+    """Losses, tokens and costs of one round."""
 
     before: VersionLoss
     after: VersionLoss  # with the collected text
@@ -129,7 +129,7 @@ class LoopReport:
         return math.log(self.after.accepted_share / self.before.accepted_share) / self.gain
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, the ratios included."""
+        """The report as a JSON object, the ratios included."""
         judged = {
             name: {**asdict(judgement), "perplexity": judgement.perplexity}
             for name, judgement in (("before", self.before), ("after", self.after), ("bought", self.bought))
@@ -167,7 +167,7 @@ def run_loop(
     config: LoopConfig | None = None,
     progress: Progress | None = None,
 ) -> LoopReport:
-    """Turn the flywheel once; models, usage log and `loop.json` are left in `out_dir`.
+    """Run one round of the loop; models, usage log and `loop.json` are left in `out_dir`.
 
     Args:
         base: bought text.

@@ -1,1 +1,1 @@
-"""What does a server feel like from outside?"""
+"""How fast does a server answer, seen from its clients?"""

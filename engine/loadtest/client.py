@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from engine.errors import InputError
+from engine.loadtest.answer import Answer, error_message, one_line, read_piece
 from engine.loadtest.sse import EventParser
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 OnTokens = Callable[[float, int], None]  # (time, tokens so far)
 Prompt = Sequence[int] | str
 
-# Tried in this order until the server takes one: vLLM's and ours, SGLang's and llama.cpp's, OpenAI's, anybody's.
+# Tried in this order until the server takes one: vLLM's and ours, SGLang's and llama.cpp's, OpenAI's, any other.
 _USAGE = {"stream_options": {"include_usage": True}}
 _DIALECTS: tuple[dict[str, Any], ...] = (
     {"ignore_eos": True, "min_tokens": True, **_USAGE},
@@ -58,7 +59,7 @@ _WORDS = _COMMON.split()
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask for what. `url` with or without /v1; `model` None takes the server's only one."""
+    """Address and model of a server. `url` with or without /v1; `model` None takes the server's only one."""
 
     url: str
     model: str | None = None
@@ -74,13 +75,13 @@ class Endpoint:
 
     @property
     def root(self) -> str:
-        """Without a slash or /v1 at the end."""
+        """The address without a slash or /v1 at the end."""
         return self.url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a server understands, found by trying."""
+    """Request fields and prompt form that a server accepts, found by trying."""
 
     model: str
     prompt_form: str  # "token ids" or "words"
@@ -93,26 +94,10 @@ class Dialect:
     server: str = ""  # its Server header
 
     def describe(self) -> str:
-        """In words, for a report."""
+        """One sentence about the dialect, for a report."""
         ends = "asked to go on to the asked length" if "ignore_eos" in self.fields else "may end earlier"
         counts = "token counts from the server's usage" if self.counts_tokens else "tokens counted by pieces"
         return f"prompts as {self.prompt_form}; answers {ends}; {counts}"
-
-
-@dataclass
-class Answer:
-    """How one request went. Times are of the event loop's clock; NaN: never came."""
-
-    status: str = "lost"  # "finished", "timed_out", "rejected" (429, 503) or "lost", as a simulated client's
-    error: str = ""
-    http: int = 0
-    sent_s: float = float("nan")
-    first_token_s: float = float("nan")
-    last_token_s: float = float("nan")
-    pieces: int = 0  # of the stream that brought tokens
-    prompt_tokens: int | None = None  # as the server counted
-    output_tokens: int | None = None
-    cached_tokens: int = 0
 
 
 class Client:
@@ -152,7 +137,7 @@ class Client:
         return self._session
 
     async def greet(self, continuous_usage: bool = False) -> Dialect:
-        """Find out what the server understands; needed before `prompt`.
+        """Find out which fields and prompts the server accepts; needed before `prompt`.
 
         Args:
             continuous_usage: also ask for a count of tokens in each piece.
@@ -194,7 +179,7 @@ class Client:
         return " " + " ".join(_WORDS[i] for i in rng.integers(0, len(_WORDS), words))
 
     def body(self, prompt: Prompt, max_tokens: int) -> bytes:
-        """The request's JSON."""
+        """The request's body as JSON."""
         fields = dict(self.dialect.fields)
         if "min_tokens" in fields:
             fields["min_tokens"] = max_tokens
@@ -233,7 +218,7 @@ class Client:
                 answer.http = response.status
                 if response.status != 200:
                     answer.status = "rejected" if response.status in (429, 503) else "lost"
-                    answer.error = f"HTTP {response.status}: {_message(await response.read())}"
+                    answer.error = f"HTTP {response.status}: {error_message(await response.read())}"
                 elif "event-stream" not in response.headers.get("Content-Type", ""):
                     answer.error = "the server answered without streaming"
                 else:
@@ -255,11 +240,11 @@ class Client:
                     done = True
                     continue
                 try:
-                    has_token, ended = _read_piece(json.loads(data), self.endpoint.chat, answer)
+                    has_token, ended = read_piece(json.loads(data), self.endpoint.chat, answer)
                 except (ValueError, AttributeError, TypeError, LookupError) as error:
-                    piece = _one_line(data.decode(errors="replace"))
-                    told = isinstance(error, InputError)
-                    answer.error = str(error) if told else f"a piece of another form: {piece}"
+                    piece = one_line(data.decode(errors="replace"))
+                    is_error = isinstance(error, InputError)
+                    answer.error = str(error) if is_error else f"a piece of another form: {piece}"
                     return
                 done = done or ended
                 if has_token:
@@ -289,7 +274,7 @@ class Client:
             return 0, _reason(error).encode(), {}
 
     async def _find_model(self) -> tuple[str, int | None, str]:
-        """(model, its longest context if told, Server header)."""
+        """(model, its longest context if the server reports it, Server header)."""
         url, wanted = self.endpoint.url, self.endpoint.model
         status, body, headers = await self.get("/v1/models")
         if not status:
@@ -340,34 +325,6 @@ class Client:
         return InputError(f"{url}: {answer.error or 'the server sent no token'}")
 
 
-def _read_piece(event: dict[str, Any], chat: bool, answer: Answer) -> tuple[bool, bool]:
-    """Whether a piece of the stream holds a token, and whether it ends the answer; its usage goes into `answer`.
-
-    Raises:
-        InputError: it tells of an error.
-    """
-    if event.get("error"):
-        raise InputError(f"error in the stream: {_message(event)}")
-    counted = answer.output_tokens or 0
-    if usage := event.get("usage"):
-        details = usage.get("prompt_tokens_details") or {}
-        answer.prompt_tokens, answer.output_tokens = (
-            None if usage.get(name) is None else int(usage[name])
-            for name in ("prompt_tokens", "completion_tokens")
-        )
-        answer.cached_tokens = int(details.get("cached_tokens") or 0)
-    choices = event.get("choices")
-    if not choices:
-        return False, False
-    choice = choices[0]
-    ended = choice.get("finish_reason") is not None
-    if not chat:
-        return bool(choice.get("text")) or not ended, ended
-    delta = choice.get("delta") or {}
-    says = any(delta.get(name) for name in ("content", "reasoning_content", "tool_calls"))
-    return says or (not ended and (answer.output_tokens or 0) > counted), ended
-
-
 def _dialects(continuous_usage: bool) -> list[dict[str, Any]]:
     """Fields to try, the best first."""
     if not continuous_usage:
@@ -380,23 +337,7 @@ def _dialects(continuous_usage: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _message(body: bytes | dict[str, Any]) -> str:
-    """What an error says, in OpenAI's form or any other."""
-    try:
-        content = json.loads(body) if isinstance(body, bytes) else body
-        error = content.get("error", content.get("detail", content.get("message")))
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        text = body.decode(errors="replace") if isinstance(body, bytes) else body
-    return _one_line(str(text))
-
-
 def _reason(error: Exception) -> str:
     """Why there was no connection, or no more."""
     number = getattr(error, "errno", None)
-    return os.strerror(number) if number else _one_line(str(error) or type(error).__name__)
-
-
-def _one_line(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 160 else text[:157] + "..."
+    return os.strerror(number) if number else one_line(str(error) or type(error).__name__)

@@ -1,4 +1,4 @@
-"""Load for an OpenAI-compatible server, and what its clients feel: one event loop, as many connections as it takes.
+"""Load for an OpenAI-compatible server, and the latencies of its clients: one event loop, any number of connections.
 
 The load is open: when each request is sent is fixed beforehand, and no slow answer delays the next. A request's times
 count from when it was to be sent, so that a server (or this client) that stalls shows in every request that came
@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.loadtest.client import Answer, Client, Dialect, Endpoint
+from engine.loadtest.answer import Answer
+from engine.loadtest.client import Client, Dialect, Endpoint
 from engine.loadtest.result import STATUSES, FloatArray, GapHistogram, LoadResult
 from engine.utils.progress import Progress, no_progress
 
@@ -46,79 +47,67 @@ def arrival_times(rate_rps: float, count: int, kind: str = "poisson", seed: int 
     raise InputError(f"arrivals {kind!r}: allowed are poisson and constant")
 
 
+@dataclass(frozen=True)
+class LoadOptions:
+    """How requests are sent.
+
+    Raises:
+        InputError: concurrency below 1.
+    """
+
+    concurrency: int | None = None  # closed loop: keep so many going; arrived_s is then when each was sent
+    timeout_s: float = 600.0  # after which a request is given up
+    seed: int = 0  # of the prompts
+
+    def __post_init__(self) -> None:
+        if self.concurrency is not None and self.concurrency < 1:
+            raise InputError(f"concurrency {self.concurrency}: allowed is at least 1")
+
+
 def run_load(
     endpoint: Endpoint,
     requests: pd.DataFrame,
-    *,
-    concurrency: int | None = None,
-    timeout_s: float = 600.0,
-    seed: int = 0,
-    progress: Progress | None = None,
+    options: LoadOptions = LoadOptions(),
+    progress: Progress = no_progress,
 ) -> LoadResult:
-    """Send `requests` and wait for their answers; takes as long as they do. Ctrl-C gives what there is so far.
+    """Send `requests` and wait for their answers; takes as long as they do. Ctrl-C returns what has ended so far.
 
     Args:
-        endpoint: whom to ask.
+        endpoint: the server.
         requests: arrived_s (seconds, increasing), prompt_tokens, output_tokens [, request_id, prefix_hashes]: one row
             each. Full blocks of 16 tokens with the same hash are the same tokens, where the server takes token ids.
-        concurrency: keep so many going instead (a closed loop); arrived_s is then when each was sent.
-        timeout_s: after which a request is given up.
-        seed: of the prompts.
+        options: see `LoadOptions`.
         progress: called four times a second with (fraction ended, what is being done).
 
     Raises:
         InputError: a bad row, or a server that can't be reached, refuses the key, lacks the model or doesn't stream.
     """
-    return asyncio.run(
-        send_load(
-            endpoint,
-            requests,
-            concurrency=concurrency,
-            timeout_s=timeout_s,
-            seed=seed,
-            progress=progress,
-        )
-    )
+    return asyncio.run(send_load(endpoint, requests, options, progress))
 
 
 async def send_load(
     endpoint: Endpoint,
     requests: pd.DataFrame,
-    *,
-    concurrency: int | None = None,
-    timeout_s: float = 600.0,
-    seed: int = 0,
-    progress: Progress | None = None,
+    options: LoadOptions = LoadOptions(),
+    progress: Progress = no_progress,
 ) -> LoadResult:
     """`run_load` in an event loop that runs already."""
-    arrived_s, prompt, output = _checked(requests)
-    if concurrency is not None and concurrency < 1:
-        raise InputError(f"concurrency {concurrency}: allowed is at least 1")
+    run = _Run(requests, options)
     _allow_many_connections()
-    blocks = requests["prefix_hashes"].tolist() if "prefix_hashes" in requests else None
-    run = _Run(arrived_s, prompt, output, concurrency, seed, blocks)
-    async with Client(endpoint, timeout_s) as client:
+    async with Client(endpoint, options.timeout_s) as client:
         await client.greet()
-        await run.drive(client, progress or no_progress)
+        await run.drive(client, progress)
     return run.result(requests)
 
 
 class _Run:
     """One load under way."""
 
-    def __init__(
-        self,
-        arrived_s: FloatArray,
-        prompt: NDArray[np.int64],
-        output: NDArray[np.int64],
-        concurrency: int | None,
-        seed: int,
-        blocks: Sequence[Sequence[Hashable]] | None = None,
-    ) -> None:
-        self._blocks = blocks
-        count = len(arrived_s)
-        self.arrived_s, self.prompt, self.output = arrived_s, prompt.copy(), output.copy()
-        self.concurrency, self._rng = concurrency, np.random.default_rng(seed)
+    def __init__(self, requests: pd.DataFrame, options: LoadOptions) -> None:
+        self.arrived_s, self.prompt, self.output = _checked(requests)
+        self._blocks = requests["prefix_hashes"].tolist() if "prefix_hashes" in requests else None
+        count = len(requests)
+        self.concurrency, self._rng = options.concurrency, np.random.default_rng(options.seed)
         self.sent_s, self.first_s, self.finished_s, self.longest_s = (
             np.full(count, math.nan) for _ in range(4)
         )
@@ -220,7 +209,7 @@ class _Run:
         self._done += 1
 
     def result(self, given: pd.DataFrame) -> LoadResult:
-        """What ended, as a frame."""
+        """The requests that ended, as a frame."""
         ended = self.status >= 0
         ids = given["request_id"].to_numpy() if "request_id" in given else np.arange(len(given))
         frame = pd.DataFrame(
@@ -250,7 +239,7 @@ class _Run:
 
 
 def _notes(result: LoadResult, given: pd.DataFrame, ended: NDArray[np.bool_]) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Notes that a reader of the numbers needs."""
     notes, frame = [result.dialect.describe()], result.requests
     if "prefix_hashes" in given and result.dialect.prompt_form != "token ids":
         notes.append(
@@ -296,7 +285,7 @@ def _checked(requests: pd.DataFrame) -> tuple[FloatArray, NDArray[np.int64], NDA
 
 
 def _allow_many_connections() -> None:
-    """As many open files as this user may have: each connection is one."""
+    """Raise the limit of open files as far as this user may: each connection is one."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # another system than Unix
         import resource
 

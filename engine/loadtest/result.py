@@ -1,4 +1,4 @@
-"""What came of a load: the times of each request as its client felt them, and the field's measures of them.
+"""Result of a load: the times of each request as its client saw them, and the field's measures of them.
 
 Measures, with the times of the pieces of the stream as they reach this process:
 
@@ -42,7 +42,7 @@ class GapHistogram:
         self.count, self.total_s = 0, 0.0
 
     def add(self, gap_s: float) -> None:
-        """One gap, in seconds."""
+        """Count a gap, in seconds."""
         place = int(math.log(max(gap_s, _SHORTEST_GAP_S) / _SHORTEST_GAP_S) * _BINS_PER_E)
         self._counts[min(place, _BINS - 1)] += 1
         self.count += 1
@@ -59,7 +59,7 @@ class GapHistogram:
 
 @dataclass
 class LoadResult:
-    """What came of a load.
+    """Result of a load.
 
     `requests`: a row per request that ended, in the order of arrival: request_id, arrived_s (as intended), sent_s,
     scheduled_s (NaN: not seen from outside), first_token_s, finished_s (last token), prompt_tokens, output_tokens,
@@ -96,8 +96,8 @@ class LoadResult:
 
         Args:
             goals: limits in seconds for "ttft", "tpot", "e2e" or "itl" (the longest gap of a request). Adds the share
-                of all ended requests that meet each (NAME_met) and all of them (goodput), and goodput_rps. Whoever
-                didn't finish meets none; whoever got one token has no TPOT or ITL to miss.
+                of all ended requests that meet each (NAME_met) and all of them (goodput), and goodput_rps. A
+                request that didn't finish meets none; one with a single token has no TPOT or ITL to miss.
 
         Raises:
             InputError: an unknown goal, or a limit that isn't positive.

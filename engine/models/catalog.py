@@ -18,6 +18,7 @@ from pathlib import Path
 
 from engine.errors import InputError
 from engine.profile.hardware import squeezed
+from engine.profile.model_shape import ModelShape
 from engine.utils.json_file import build, read_json_object
 
 CATALOG_FILE = Path(__file__).with_name("catalog.json")
@@ -185,6 +186,28 @@ class CatalogModel:
         else:
             head = 2 * self.head_dim
         return 2.0 * self.full_layers * self.attention_heads * head
+
+    def shape(
+        self, dtype: str, weight_bytes: int, kv_bytes_per_token: int, max_context_tokens: int | None = None
+    ) -> ModelShape:
+        """Shape at a precision; a server may allow less context than the model."""
+        longest = min(max_context_tokens or self.max_context_tokens, self.max_context_tokens)
+        return ModelShape(
+            name=self.name,
+            architecture=self.architecture,
+            parameters=self.parameters,
+            layers=self.layers,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.expert_size or self.intermediate_size,
+            attention_heads=self.attention_heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab_size=self.vocab_size,
+            max_context_tokens=longest,
+            dtype=dtype,
+            weight_bytes=weight_bytes,
+            kv_bytes_per_token=kv_bytes_per_token,
+        )
 
 
 @cache

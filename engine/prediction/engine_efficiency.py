@@ -10,8 +10,8 @@ A step of a batch on some accelerators is split into the work it can't avoid, ea
     prefill     = the same by prompt tokens, attention by query-key pairs, expert tiles padded to 64 rows
 
 and each part is multiplied with a coefficient ≥ 0 (1 = data sheet reached) or is one itself (overheads). The
-coefficients are common to all accelerators and engines, with small departures by engine where the data tell them
-apart: a hierarchical fit with Gaussian priors on their logarithms (Gelman & Hill 2007, ch. 12), run by
+coefficients are common to all accelerators and engines, with small departures by engine where the data distinguish
+them: a hierarchical fit with Gaussian priors on their logarithms (Gelman & Hill 2007, ch. 12), run by
 tests/bench/fit_engine_efficiency.py and shipped in engine_efficiency.json.
 
 What the engines' published benchmarks report follows from the step times. A closed loop keeps `concurrency`
@@ -251,21 +251,6 @@ def coefficients(engine: str) -> dict[str, float]:
     for name, factor in fit["by_engine"][engine].items():
         theta[name] *= factor
     return theta
-
-
-def predict_benchmark(
-    engine: str, deployment: EngineDeployment, concurrency: int, prompt_tokens: int, output_tokens: int
-) -> tuple[float, float]:
-    """(TPOT, TTFT) in seconds that a closed-loop benchmark of mean lengths would report.
-
-    Raises:
-        InputError: unknown engine, the model doesn't fit, or the data sheet lacks a number.
-    """
-    deployment.cache_bytes()
-    theta = coefficients(engine)
-    q = work(deployment, concurrency, prompt_tokens, output_tokens)
-    tpot, ttft = closed_loop(theta, q, fitted()["burst"][engine])
-    return float(tpot), float(ttft)
 
 
 def step_time(engine: str, deployment: EngineDeployment) -> RooflineStepTime:

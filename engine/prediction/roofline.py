@@ -1,4 +1,4 @@
-"""Predict a profile for hardware that isn't here: from a data sheet, and from something that was measured.
+"""Predict a profile for hardware that was not measured: from a data sheet, and from something that was measured.
 
 Two sources of efficiency:
 
@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from engine.batch import SchedulerConfig
 from engine.errors import DoesNotFitError, InputError
-from engine.models.catalog import CatalogModel, find_model
+from engine.models.catalog import find_model
 from engine.prediction.engine_efficiency import (
     PRECISIONS,
     STEP_TOKENS,
@@ -33,7 +34,6 @@ from engine.prediction.engine_efficiency import (
 from engine.prediction.engine_efficiency import step_time as engine_step_time
 from engine.profile.cost import cost_table
 from engine.profile.hardware import HardwareInfo, hourly_price, lookup
-from engine.profile.model_shape import ModelShape
 from engine.profile.profile import SCHEMA_VERSION, FitReport, Profile
 from engine.profile.step_time import RooflineStepTime, StepTimeUncertainty
 
@@ -52,7 +52,7 @@ _LINK_SHARE = 0.5  # of the link's bandwidth that an all-reduce reaches
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a step of a model must do, and how fast its machine could do it; one tensor-parallel rank."""
+    """Work of a step of a model, and the peak speeds of its machine; one tensor-parallel rank."""
 
     layers: int
     weight_bytes: float  # read by every step
@@ -182,7 +182,7 @@ def predict_profile(
     engine: str | None = None,
     price_usd_per_hour: float | None = None,
 ) -> Profile:
-    """A profile of `model` on accelerators that nobody measured here.
+    """Predict the profile of `model` on accelerators that were not measured.
 
     Args:
         source: a measured profile to carry over; None takes the efficiencies of `engine`.
@@ -241,8 +241,8 @@ def predict_profile(
         schema_version=SCHEMA_VERSION,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kind="predicted",
-        model=catalog_shape(
-            deployment.model, deployment.precision, deployment.weight_bytes(), deployment.kv_bytes_per_token()
+        model=deployment.model.shape(
+            deployment.precision, deployment.weight_bytes(), deployment.kv_bytes_per_token()
         ),
         hardware=hardware,
         software={"engine": engine} if engine else dict(source.software) if source else {},
@@ -253,10 +253,8 @@ def predict_profile(
         cost=cost_table(
             times,
             hardware.price_usd_per_hour,
-            max_step_tokens=STEP_TOKENS,
-            max_running_requests=MAX_RUNNING_REQUESTS,
-            max_context_tokens=deployment.model.max_context_tokens,
-            cache_tokens=blocks * BLOCK_TOKENS,
+            SchedulerConfig(MAX_RUNNING_REQUESTS, STEP_TOKENS, BLOCK_TOKENS, blocks),
+            deployment.model.max_context_tokens,
         ),
         memory={
             "weight_bytes": deployment.weight_bytes(),
@@ -264,32 +262,6 @@ def predict_profile(
             "kv_cache_bytes": blocks * BLOCK_TOKENS * deployment.kv_bytes_per_token(),
         },
         power={"mean_w": None, "reason": "predicted, not measured"},
-    )
-
-
-def catalog_shape(
-    model: CatalogModel,
-    dtype: str,
-    weight_bytes: int,
-    kv_bytes_per_token: int,
-    max_context_tokens: int | None = None,
-) -> ModelShape:
-    """Shape of a catalog model at a precision; a server may allow less context than the model."""
-    return ModelShape(
-        name=model.name,
-        architecture=model.architecture,
-        parameters=model.parameters,
-        layers=model.layers,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.expert_size or model.intermediate_size,
-        attention_heads=model.attention_heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        vocab_size=model.vocab_size,
-        max_context_tokens=min(max_context_tokens or model.max_context_tokens, model.max_context_tokens),
-        dtype=dtype,
-        weight_bytes=weight_bytes,
-        kv_bytes_per_token=kv_bytes_per_token,
     )
 
 
@@ -342,8 +314,8 @@ def _engine_method(engine: str) -> dict[str, Any]:
 
 
 def _first_in_constant(times: RooflineStepTime) -> RooflineStepTime:
-    """The same times of every step, which has a token and a request at least: a fit can't tell the cost of the
-    first from the constant.
+    """The same times of every step, which has a token and a request at least: a fit can't separate the cost
+    of the first from the constant.
     """
     first_s = 0.0
     token_slopes, request_slopes = times.token_slopes_s, times.request_slopes_s

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.batch import SchedulerConfig
 from engine.profile.step_time import StepTimeModel
 
 TYPICAL_LOAD = 0.4
@@ -30,7 +31,7 @@ EFFICIENT_SHARE = 0.95
 
 @dataclass(frozen=True)
 class CostTable:
-    """USD per million tokens, full and typical load, and what was assumed."""
+    """USD per million tokens at full and at typical load, with the assumptions."""
 
     usd_per_mtok_prompt_full: float
     usd_per_mtok_output_full: float
@@ -47,11 +48,8 @@ class CostTable:
 def cost_table(
     times: StepTimeModel,
     price_usd_per_hour: float,
-    *,
-    max_step_tokens: int,
-    max_running_requests: int,
+    scheduler: SchedulerConfig,
     max_context_tokens: int,
-    cache_tokens: int,
     typical_load: float = TYPICAL_LOAD,
 ) -> CostTable:
     """The cost table of a machine with these step times (see the module for the allocation).
@@ -59,18 +57,18 @@ def cost_table(
     Args:
         times: step-time model in seconds.
         price_usd_per_hour: of the whole machine.
-        max_step_tokens: token budget of a step.
-        max_running_requests: most requests decoding together.
+        scheduler: token budget of a step, and most requests decoding together; its KV cache bounds the batch at the
+            reference context.
         max_context_tokens: of the model; shortens the reference request if needed.
-        cache_tokens: room of the KV cache; bounds the batch at the reference context.
         typical_load: fraction of full-load throughput, in (0, 1].
     """
     if not 0 < typical_load <= 1:
         raise ValueError(f"typical_load {typical_load}: allowed is a fraction in (0, 1]")
     prompt = max(1, min(REFERENCE_PROMPT_TOKENS, max_context_tokens * 3 // 4))
     context = prompt + min(REFERENCE_OUTPUT_TOKENS, max_context_tokens - prompt) // 2
-    prompt_s = _prefill_s(times, prompt, max_step_tokens) / prompt
-    most = max(1, min(max_running_requests, max_step_tokens, cache_tokens // (context + 1)))
+    prompt_s = _prefill_s(times, prompt, scheduler.max_step_tokens) / prompt
+    held = scheduler.cache_tokens // (context + 1)
+    most = max(1, min(scheduler.max_running_requests, scheduler.max_step_tokens, held))
     rates = {batch: batch / times.step_time([], [context] * batch) for batch in _batches(most)}
     best = max(rates.values())
     batch = min(size for size, rate in rates.items() if rate >= EFFICIENT_SHARE * best)
@@ -87,7 +85,7 @@ def cost_table(
         reference_prompt_tokens=prompt,
         reference_context_tokens=context,
         basis=(
-            f"prompts of {prompt} tokens prefilled in chunks of up to {max_step_tokens}; "
+            f"prompts of {prompt} tokens prefilled in chunks of up to {scheduler.max_step_tokens}; "
             f"{batch} requests decoding together at a mean context of {context} tokens; "
             f"typical load means the machine is paid for all hours and works at {typical_load:.0%} "
             "of that throughput"

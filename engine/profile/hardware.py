@@ -1,7 +1,7 @@
 """Accelerators and machines: what they can do, what they cost, and which one this is.
 
 The catalog holds data-sheet numbers (dense, without sparsity) and list prices, each with its source and the
-date it was read. `detect` describes the machine at hand; what it cannot tell stays None and is never made up.
+date it was read. `detect` describes the machine at hand; what cannot be read stays None and is never made up.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ CPU_PRICE_DATE = _READ
 
 @dataclass(frozen=True)
 class HardwareInfo:
-    """The machine that a profile was measured on or predicted for. None: the machine doesn't tell."""
+    """The machine that a profile was measured on or predicted for. None: not known."""
 
     name: str
     device: str  # "cpu" or "cuda"

@@ -37,7 +37,6 @@ __all__ = [
     "RooflineStepTime",
     "StepTimeModel",
     "TrainingPoint",
-    "describe",
 ]
 
 SCHEMA_VERSION = 1
@@ -203,81 +202,6 @@ class Profile:
         return self
 
 
-def describe(profile: Profile) -> list[tuple[str, str]]:
-    """(label, value) rows that sum the profile up for a person: the terminal's table and the report."""
-    model, hardware, fit, cost = profile.model, profile.hardware, profile.fit, profile.cost
-    context = cost.reference_context_tokens
-    chunk = min(512, int(profile.scheduler.get("max_step_tokens", 512)))
-    one = profile.step_time(decode_contexts=[context])
-    full = profile.step_time(decode_contexts=[context] * cost.efficient_batch)
-    prefill = profile.step_time(prefill=[(chunk, 0)])
-    rows = [
-        ("Kind", profile.kind if profile.kind == "measured" else f"{profile.kind.upper()}, not measured"),
-        (
-            "Model",
-            f"{model.name} ({model.architecture}, {model.parameters / 1e6:,.0f} M parameters, {model.dtype})",
-        ),
-        ("Machine", hardware.name + (f" ({hardware.threads} threads)" if hardware.device == "cpu" else "")),
-        ("Prefill", f"{chunk / prefill:,.0f} tok/s ({chunk} tokens per step)"),
-        ("Decode, one request", f"{1 / one:,.1f} tok/s (context {context:,})"),
-        (
-            f"Decode, {cost.efficient_batch} requests",
-            f"{cost.efficient_batch / full:,.1f} tok/s (context {context:,})",
-        ),
-        (
-            "Error on held-out steps",
-            f"median {fit.median_relative_error:.1%}, p95 {fit.p95_relative_error:.1%} "
-            + (
-                f"({fit.held_out_points} of {fit.train_points + fit.held_out_points} points)"
-                if profile.kind == "measured"
-                else "(expected from where the method was tested)"
-            ),
-        ),
-        *_interval_row(profile),
-        ("Noise of a repeat", f"{fit.repeat_spread:.1%} (interquartile range)"),
-        ("Weights", _bytes(model.weight_bytes)),
-        ("KV cache", f"{_bytes(model.kv_bytes_per_token)} per token"),
-    ]
-    if profile.quality is not None:
-        rows.append(("Perplexity", _quality(profile.quality, model.dtype)))
-    if profile.training or "training" in profile.method:
-        rows.append(("Training", _training(profile)))
-    if "peak_rss_bytes" in profile.memory:
-        rows.append(("Peak memory of the process", _bytes(profile.memory["peak_rss_bytes"])))
-    if profile.power.get("mean_w") is not None:
-        rows.append(("Power under load", f"{profile.power['mean_w']:,.1f} W ({profile.power.get('source')})"))
-    else:
-        rows.append(("Power under load", f"unknown: {profile.power.get('reason', 'not measured')}"))
-    rows += [
-        (
-            "Price of the machine",
-            f"{hardware.price_usd_per_hour:.4g} USD per hour "
-            f"({hardware.price_source}, {hardware.price_date})",
-        ),
-        (
-            "Cost at full load",
-            f"{_usd(cost.usd_per_mtok_prompt_full)} prompt, {_usd(cost.usd_per_mtok_output_full)} output "
-            "USD per million tokens",
-        ),
-        (
-            f"Cost at {cost.typical_load:.0%} load",
-            f"{_usd(cost.usd_per_mtok_prompt_typical)} prompt, {_usd(cost.usd_per_mtok_output_typical)} "
-            "output USD per million tokens",
-        ),
-    ]
-    return rows
-
-
-def _interval_row(profile: Profile) -> list[tuple[str, str]]:
-    if profile.coefficients.uncertainty is None:
-        return []
-    context = [profile.cost.reference_context_tokens] * profile.cost.efficient_batch
-    low, high = profile.step_time_interval(decode_contexts=context)
-    return [
-        ("90 % interval", f"{low * 1e3:,.3g} to {high * 1e3:,.3g} ms for a decode step of {len(context)}"),
-    ]
-
-
 def _as_json(profile: Profile) -> dict[str, Any]:
     content = asdict(profile)
     for name in [key for key in content["coefficients"] if key.startswith("_")]:
@@ -285,32 +209,3 @@ def _as_json(profile: Profile) -> dict[str, Any]:
     if profile.coefficients.uncertainty is None:  # a profile of before keeps its text and hash
         del content["coefficients"]["uncertainty"]
     return content
-
-
-def _quality(quality: Quality, dtype: str) -> str:
-    text = f"{quality.perplexity:,.2f} on a fixed text of {quality.text_tokens} tokens"
-    if dtype != "float32" and quality.increase is not None:
-        text += f" ({quality.increase:+.1%} against float32)"
-    return text
-
-
-def _training(profile: Profile) -> str:
-    if not profile.training:
-        return f"not measured: {profile.method['training']}"
-    best = max(profile.training, key=lambda point: point.tokens_per_s)
-    return (
-        f"{best.tokens_per_s:,.0f} tok/s, MFU {best.mfu:.0%}, {_bytes(best.peak_memory_bytes)} at the peak "
-        f"({best.batch_sequences} × {best.sequence_tokens} tokens per step)"
-    )
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
-
-
-def _usd(value: float) -> str:
-    return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"

@@ -30,7 +30,7 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class StepTimeModel(Protocol):
-    """Anything that knows how long a step takes can drive the simulator: a fit, a measured table, a formula.
+    """Seconds of a step, for the simulator: implemented by a fit, a measured table or a formula.
 
     Optional besides: `decode_run(decode_contexts, steps) -> float`, used to jump over unchanged decode steps.
     """
@@ -47,7 +47,7 @@ class StepTimeModel(Protocol):
 
 @dataclass(frozen=True)
 class StepTimeUncertainty:
-    """How far a step may be off what the coefficients say: their own errors, and what no coefficient explains.
+    """Uncertainty of a step's time: the coefficients' own errors, and what no coefficient explains.
 
     `active` are the places, in the order of `basis`, of the coefficients that the fit found positive; the others
     were held at zero. Correlations stand plus one (0 … 2), rows of the lower triangle below the diagonal, because
@@ -182,7 +182,7 @@ def basis(
     token_knots: tuple[int, ...],
     request_knots: tuple[int, ...],
 ) -> list[float]:
-    """What each coefficient is multiplied with in this step.
+    """The regressors of a step: what each coefficient is multiplied with.
 
     In the order constant, token slopes, request slopes, decode context, chunk, pair, prefill context.
     """

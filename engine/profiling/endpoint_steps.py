@@ -13,7 +13,7 @@ that ticks once per step:
   shows the limit of running requests or, with long contexts, the room for keys and values.
 
 Blind spots: an engine that streams several tokens in one piece without counting them, or several replicas behind one
-address, whose streams don't share steps (a rider then stretches nobody's gap).
+address, whose streams don't share steps (a rider then stretches no gap).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.loadtest.client import Answer, Client
+from engine.loadtest.answer import Answer
+from engine.loadtest.client import Client
 
 FloatArray = NDArray[np.float64]
 
@@ -45,7 +46,7 @@ class Ticks:
 
     @property
     def ended_s(self) -> float:
-        """Its last token."""
+        """Time of the last token."""
         return self.times_s[-1] if self.times_s else float("inf")
 
 
@@ -68,7 +69,7 @@ class Burst:
     riders: list[Rider] = field(default_factory=list)
 
     def refusals(self) -> list[Answer]:
-        """Answers that never came."""
+        """Answers that did not finish."""
         return [stream.answer for stream in self.streams if stream.answer.status != "finished"]
 
     def together(self) -> list[Ticks]:
@@ -195,7 +196,7 @@ def chunk_of(gaps_s: Sequence[float], plain_s: float, prompt_tokens: int) -> int
     """Tokens of a full chunk of a rider's prompt, from the gaps that it stretched; None if one step took it whole.
 
     `plain_s`: a step of the streams alone. All chunks but the last are full ones. Each takes longer than the one
-    before, for attention reads what came before; so the last is told by its share of what a full one would take there.
+    before, for attention reads what came before; so the last is known by its share of what a full one would take there.
     """
     stretch = np.maximum(np.array(gaps_s) - plain_s, 0.0)
     if not stretch.any():

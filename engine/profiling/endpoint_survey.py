@@ -11,15 +11,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from engine.errors import InputError
 from engine.loadtest.client import Client
 from engine.profile.profile import Measurement
+from engine.profiling.endpoint_options import Known, SurveyOptions
 from engine.profiling.endpoint_steps import Burst, as_budget, burst, chunk_of, first_token_s
-from engine.profiling.grid import BATCHES, is_held_out
+from engine.profiling.grid import BATCHES, GridPoint, is_held_out, measurement
 from engine.utils.progress import Progress
 
 SHORT_PROMPT = 16  # tokens, of streams whose context is to be small
@@ -42,7 +43,7 @@ class SurveyPlan:
 
 @dataclass
 class Findings:
-    """What was seen of an engine; times in seconds."""
+    """Measured limits and steps of an engine; times in seconds."""
 
     overhead_s: float = 0.0  # of a request on its way: all but its steps
     round_trip_s: float = math.nan  # of GET /health
@@ -55,6 +56,7 @@ class Findings:
     prefix_caching: bool | None = None
     shares_steps: bool = True  # prompts are computed in the steps of the streams beside them
     requests: int = 0
+    request_form: str = ""  # in words
     notes: list[str] = field(default_factory=list)
     bursts: list[Burst] = field(default_factory=list)
     alone_s: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # TTFT by prompt
@@ -64,32 +66,22 @@ class Survey:
     """The experiments on one endpoint."""
 
     def __init__(
-        self,
-        client: Client,
-        longest: int,
-        *,
-        budget_s: float,
-        max_concurrency: int,
-        max_running: int | None,
-        step_tokens: int | None,
-        seed: int,
-        progress: Progress,
+        self, client: Client, longest: int, known: Known, options: SurveyOptions, progress: Progress
     ) -> None:
-        """`longest`: context in tokens. `max_running`, `step_tokens`: as the operator says, None: to be found out."""
-        self.client, self.longest, self.budget_s = client, longest, budget_s
-        self.max_concurrency, self._progress = max_concurrency, progress
-        self.found = Findings()
-        self._rng = np.random.default_rng(seed)
-        self._given = (max_running, step_tokens)
+        """`longest`: longest context, in tokens."""
+        self.client, self.longest, self._known, self._options = client, longest, known, options
+        self._progress = progress
+        self.found = Findings(request_form=client.dialect.describe())
+        self._rng = np.random.default_rng(options.seed)
         self._began_s = client.now()
 
     @property
     def spent(self) -> float:
-        """Share of the time that is gone."""
-        return (self.client.now() - self._began_s) / self.budget_s
+        """Share of the budget of time that has passed."""
+        return (self.client.now() - self._began_s) / self._options.budget_s
 
     async def run(self) -> Findings:
-        """All of it.
+        """Run all experiments.
 
         Raises:
             InputError: the server stopped answering.
@@ -129,8 +121,9 @@ class Survey:
 
     async def _step_budget(self) -> None:
         """The token budget of a step, by riders that grow until one is cut into chunks."""
-        if self._given[1] is not None:
-            self.found.step_tokens, self.found.step_tokens_source = self._given[1], "given by the user"
+        given = self._known.max_step_tokens
+        if given is not None:
+            self.found.step_tokens, self.found.step_tokens_source = given, "given by the user"
         length, longest = _FIRST_RIDER, min(_LONGEST_RIDER, self.longest // 2)
         whole, chunk, shared = 0, 0.0, False
         while length <= longest and (self.spent < 0.25 or chunk):
@@ -144,7 +137,7 @@ class Survey:
             chunks = [chunk_of(each, plain_s, length) for each in gaps if each]
             cut = [each for each in chunks if each is not None]
             confirmed = bool(chunk)
-            if shared and cut and len(cut) == len(chunks) and self._given[1] is None:
+            if shared and cut and len(cut) == len(chunks) and given is None:
                 chunk = float(np.median(cut))
                 self.found.step_tokens = as_budget(chunk + 1)
                 self.found.step_tokens_source = (
@@ -152,13 +145,13 @@ class Survey:
                 )
             elif chunks:
                 whole, chunk = length, 0.0
-            if confirmed and chunk:  # a twice as long prompt is cut as well, and tells the chunk better
+            if confirmed and chunk:  # a twice as long prompt is cut as well, and shows the chunk better
                 break
             length *= 2
         self.found.shares_steps = shared
         if chunk:
             return
-        if self._given[1] is None:
+        if given is None:
             self.found.step_tokens = max(_ASSUMED_BUDGET, 2 ** math.ceil(math.log2(whole + 1)))
             self.found.step_tokens_assumed = True
             self.found.step_tokens_source = f"assumed: prompts of up to {whole} tokens came in one step"
@@ -170,8 +163,8 @@ class Survey:
 
     async def _running_limit(self) -> None:
         """The limit of running requests, by streams that double until some wait for others to end."""
-        given = self._given[0]
-        most = min(self.max_concurrency, given or self.max_concurrency)
+        given = self._known.max_running_requests
+        most = min(self._options.max_concurrency, given or self._options.max_concurrency)
         streams, reached = 2, 1
         while True:
             streams = min(streams, most)
@@ -271,7 +264,7 @@ class Survey:
             for b in self.found.bursts
             for rider in b.riders
         ]
-        tokens = _LONG_SHARE * self.budget_s * max([*rate, *known], default=1000.0)
+        tokens = _LONG_SHARE * self._options.budget_s * max([*rate, *known], default=1000.0)
         for size in sizes[::2]:
             context = int(min(self.longest // 2, 2048, tokens // size))
             if context >= 4 * SHORT_PROMPT:
@@ -305,7 +298,7 @@ class Survey:
 
 
 def measurements(found: Findings) -> list[Measurement]:
-    """The steps in what was seen: decode steps, steps with a rider's chunk, prompts alone; medians over repeats.
+    """Measured steps: decode steps, steps with a rider's chunk, prompts alone; medians over repeats.
 
     Raises:
         InputError: too few to fit.
@@ -332,40 +325,22 @@ def measurements(found: Findings) -> list[Measurement]:
                 (min(room, rider.prompt_tokens - start), start)
                 for start in range(0, rider.prompt_tokens, room)
             ]
-            # A rider that stretched nobody's gap, or more or fewer gaps than it has chunks, was no part of them.
+            # A rider that stretched no gap, or more or fewer gaps than it has chunks, was no part of them.
             if len(gaps) < len(chunks) or max(gaps) < plain_s or not found.shares_steps:
                 continue
             for (chunk, start), gap_s in zip(chunks, gaps[-len(chunks) :], strict=True):
                 note("mixed", ((chunk, start),), seen, seen.context_at(rider.first_s), [gap_s])
     points = [
-        _measurement(kind, prefill, (round(float(np.mean(contexts[key]))),) * batch, times[key])
+        measurement(GridPoint(kind, prefill, (round(float(np.mean(contexts[key]))),) * batch), times[key])
         for key in sorted(times)
         for kind, prefill, batch, _ in [key]
     ]
     for length, took_s in sorted(found.alone_s.items()):
         if 1 < length <= found.step_tokens:  # that of 1 token gave the overhead
             steps_s = [max(each - found.overhead_s, 1e-6) for each in took_s]
-            points.append(_measurement("prefill", ((length, 0),), (), steps_s))
+            points.append(measurement(GridPoint("prefill", ((length, 0),), ()), steps_s))
     if len(points) < _MIN_POINTS:
         raise InputError(
             f"only {len(points)} different steps were seen, at least {_MIN_POINTS} are needed: --budget-s"
         )
-    return [Measurement(**{**vars(point), "held_out": is_held_out(i)}) for i, point in enumerate(points)]
-
-
-def _measurement(
-    kind: str,
-    prefill: tuple[tuple[int, int], ...],
-    decode_contexts: tuple[int, ...],
-    times_s: Sequence[float],
-) -> Measurement:
-    low, middle, high = np.quantile(times_s, [0.25, 0.5, 0.75])
-    return Measurement(
-        kind=kind,
-        prefill=prefill,
-        decode_contexts=decode_contexts,
-        time_s=float(middle),
-        spread=float((high - low) / middle),
-        repeats=len(times_s),
-        held_out=False,
-    )
+    return [replace(point, held_out=is_held_out(i)) for i, point in enumerate(points)]

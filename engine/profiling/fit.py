@@ -16,6 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from engine.profile.profile import FitReport, Measurement
 from engine.profile.step_time import RooflineStepTime, StepTimeUncertainty, basis
 
 Step = tuple[Sequence[tuple[int, int]], Sequence[int]]  # prefill [(chunk, context)], decode contexts
@@ -25,10 +26,14 @@ Step = tuple[Sequence[tuple[int, int]], Sequence[int]]  # prefill [(chunk, conte
 _KNOTS = (1, 2, *(4**power for power in range(1, 12)))
 _ROUNDS = 8
 _HUBER = 1.5  # in robust standard deviations
+FIT_METHOD = {  # as a profile's method keeps it
+    "held_out": "every fourth point, on the diagonal of the grid",
+    "fit": "non-negative least squares on relative errors, Huber weights",
+}
 
 
 def fit_step_time(steps: Sequence[Step], times_s: Sequence[float]) -> RooflineStepTime:
-    """The coefficients that reproduce `times_s` (seconds, > 0) of `steps` best.
+    """Fit the coefficients to the times of steps, in seconds (> 0).
 
     Raises:
         ValueError: fewer steps than coefficients can bear, lengths differ, or a time isn't positive.
@@ -70,7 +75,7 @@ def _tokens(step: Step) -> int:
 
 
 def _choose_knots(amounts: Sequence[int]) -> tuple[int, ...]:
-    """0 and those of `_KNOTS` with enough different measured amounts on either side to tell their slopes."""
+    """0 and those of `_KNOTS` with enough different measured amounts on either side to determine their slopes."""
     seen = sorted(set(amounts))
     knots = [0]
     for knot in _KNOTS:
@@ -124,4 +129,26 @@ def _uncertainty(rows: np.ndarray, found: np.ndarray, weight: np.ndarray) -> Ste
         correlations_plus_one=tuple(
             tuple(round(float(value) + 1, 6) for value in correlation[i, :i]) for i in range(1, len(active))
         ),
+    )
+
+
+def fit_and_judge(measured: Sequence[Measurement]) -> tuple[RooflineStepTime, FitReport]:
+    """Fit a step-time model to the points that aren't held out; the report is of its errors on those that are."""
+    train = [point for point in measured if not point.held_out]
+    held = [point for point in measured if point.held_out]
+    model = fit_step_time([(p.prefill, p.decode_contexts) for p in train], [p.time_s for p in train])
+
+    def errors(points: Sequence[Measurement]) -> np.ndarray:
+        steps = [(p.prefill, p.decode_contexts) for p in points]
+        return np.abs(relative_errors(model, steps, [p.time_s for p in points]))
+
+    judged = errors(held or train)
+    return model, FitReport(
+        train_points=len(train),
+        held_out_points=len(held),
+        median_relative_error=float(np.median(judged)),
+        p95_relative_error=float(np.quantile(judged, 0.95)),
+        max_relative_error=float(judged.max()),
+        train_median_relative_error=float(np.median(errors(train))),
+        repeat_spread=float(np.median([point.spread for point in measured])),
     )

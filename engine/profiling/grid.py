@@ -1,9 +1,14 @@
-"""Which steps the profiler times: a grid over what the scheduler may put into one step."""
+"""Which steps the profiler times, a grid over what the scheduler may put into one step, and what it keeps of each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.profile.profile import Measurement
 
 if TYPE_CHECKING:
     from engine.batch import SchedulerConfig
@@ -84,3 +89,17 @@ def _is_allowed(point: GridPoint, config: SchedulerConfig, longest: int) -> bool
 def is_held_out(index: int) -> bool:
     """One in four, shifted by one every four points so that no chunk size or context is always the one."""
     return (index + index // 4) % 4 == 2
+
+
+def measurement(point: GridPoint, times_s: Sequence[float], held_out: bool = False) -> Measurement:
+    """A step's median time, and the spread of its repeats: interquartile range / median."""
+    low, middle, high = np.quantile(times_s, [0.25, 0.5, 0.75])
+    return Measurement(
+        kind=point.kind,
+        prefill=point.prefill,
+        decode_contexts=point.decode_contexts,
+        time_s=float(middle),
+        spread=float((high - low) / middle),
+        repeats=len(times_s),
+        held_out=held_out,
+    )

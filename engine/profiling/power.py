@@ -1,4 +1,4 @@
-"""Mean electrical power of a stretch of work where the machine tells: NVML for NVIDIA, RAPL for processors.
+"""Mean electrical power of a stretch of work where the machine has a counter: NVML for NVIDIA, RAPL for processors.
 
 Both count energy since some start; power is the difference over the time between. Containers and virtual
 machines usually hide both counters: then there are no watts, only the reason.

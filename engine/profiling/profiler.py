@@ -7,7 +7,7 @@ over the cache as they are after hours of serving.
 
 Method: passes over the whole grid, each in a new random order, so that a machine that slows down or speeds up
 biases no corner of the grid; the first run of a short step is thrown away; the median of a point's repeats counts
-(it ignores interruptions, while a minimum would describe a machine that nobody rents). Every fourth point is held
+(it ignores interruptions, while a minimum would describe an undisturbed machine). Every fourth point is held
 out of the fit and only judges it. At last a few optimizer steps are timed (`engine.profiling.training_steps`).
 """
 
@@ -26,11 +26,12 @@ import numpy as np
 from engine.errors import InputError
 from engine.profile.cost import cost_table
 from engine.profile.hardware import HardwareInfo, detect
-from engine.profile.profile import SCHEMA_VERSION, FitReport, Measurement, Profile, TrainingPoint
-from engine.profiling.fit import fit_step_time, relative_errors
-from engine.profiling.grid import GridPoint, default_grid, is_held_out
+from engine.profile.profile import SCHEMA_VERSION, Measurement, Profile, TrainingPoint
+from engine.profiling.fit import FIT_METHOD, fit_and_judge
+from engine.profiling.grid import GridPoint, default_grid, is_held_out, measurement
 from engine.profiling.perplexity import measure_quality
 from engine.profiling.power import PowerMeter
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def measure_profile(
     training_s = _TRAINING_SHARE * budget_s if training else 0.0
     report = progress or no_progress
     hardware = detect(device, price_usd_per_hour)
-    report(0.0, "loading the model")
+    report(0.0, Message("loading the model"))
     with PowerMeter(device) as idle:
         time.sleep(0.5)  # what the machine draws before it works
     from engine.inference.llm import LLM
@@ -91,21 +92,13 @@ def measure_profile(
     load_s = time.perf_counter() - started
     points = list(grid) if grid is not None else default_grid(llm.config, llm.shape.max_context_tokens)
     planned = len(points)
-    report(0.15, "measuring peak speed")
+    report(0.15, Message("measuring peak speed"))
     fill_cache(llm)
     flops, bandwidth = measure_peaks(device, dtype)
     quality = measure_quality(llm, model)
     host_step_s, host_request_s = measure_host(llm, _HOST_SHARE * budget_s)
     with PowerMeter(device) as load:
-        samples, points = _measure(llm, points, budget_s - training_s, seed, report)
-    measured = [
-        _measurement(
-            point,
-            [seconds + host_step_s + host_request_s * point.requests for seconds in times],
-            held_out=is_held_out(i),
-        )
-        for i, (point, times) in enumerate(zip(points, samples, strict=True))
-    ]
+        measured = _measure(llm, points, (host_step_s, host_request_s), budget_s - training_s, seed, report)
     coefficients, fit = fit_and_judge(measured)
     hardware = _complete(hardware, flops, bandwidth, idle, load)
     shape, config, memory = llm.shape, llm.config, _memory(llm, device)
@@ -114,14 +107,14 @@ def measure_profile(
     if training:
         from engine.profiling.training_steps import measure_training
 
-        report(1 - 0.8 * _TRAINING_SHARE, "measuring training steps")
+        report(1 - 0.8 * _TRAINING_SHARE, Message("measuring training steps"))
         del llm  # training needs its memory
         steps, reason = measure_training(
             model, shape, device, budget_s=training_s, machine_flops=flops, seed=seed
         )
         if reason is not None:
             method["training"] = reason
-    report(1.0, "done")
+    report(1.0, Message("done"))
     return Profile(
         schema_version=SCHEMA_VERSION,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,8 +130,7 @@ def measure_profile(
             "grid_points": len(measured),
             "repeats_median": int(statistics.median(point.repeats for point in measured)),
             "statistic": "median of repeats in randomised passes",
-            "held_out": "every fourth point, on the diagonal of the grid",
-            "fit": "non-negative least squares on relative errors, Huber weights",
+            **FIT_METHOD,
             "load_s": round(load_s, 3),
             "host_step_s": round(host_step_s, 7),
             "host_request_s": round(host_request_s, 7),
@@ -146,14 +138,7 @@ def measure_profile(
         scheduler=asdict(config),
         coefficients=coefficients,
         fit=fit,
-        cost=cost_table(
-            coefficients,
-            hardware.price_usd_per_hour,
-            max_step_tokens=config.max_step_tokens,
-            max_running_requests=config.max_running_requests,
-            max_context_tokens=shape.max_context_tokens,
-            cache_tokens=config.cache_tokens,
-        ),
+        cost=cost_table(coefficients, hardware.price_usd_per_hour, config, shape.max_context_tokens),
         memory=memory,
         power={"mean_w": load.mean_w, "idle_w": idle.mean_w, "source": load.source, "reason": load.reason},
         measurements=tuple(measured),
@@ -162,32 +147,15 @@ def measure_profile(
     )
 
 
-def fit_and_judge(measured: Sequence[Measurement]) -> tuple[Any, FitReport]:
-    """The step-time model fitted to the points that aren't held out, and its error on those that are."""
-    train = [point for point in measured if not point.held_out]
-    held = [point for point in measured if point.held_out]
-    model = fit_step_time([(p.prefill, p.decode_contexts) for p in train], [p.time_s for p in train])
-
-    def errors(points: Sequence[Measurement]) -> np.ndarray:
-        steps = [(p.prefill, p.decode_contexts) for p in points]
-        return np.abs(relative_errors(model, steps, [p.time_s for p in points]))
-
-    judged = errors(held or train)
-    return model, FitReport(
-        train_points=len(train),
-        held_out_points=len(held),
-        median_relative_error=float(np.median(judged)),
-        p95_relative_error=float(np.quantile(judged, 0.95)),
-        max_relative_error=float(judged.max()),
-        train_median_relative_error=float(np.median(errors(train))),
-        repeat_spread=float(np.median([point.spread for point in measured])),
-    )
-
-
 def _measure(
-    llm: LLM, points: Sequence[GridPoint], budget_s: float, seed: int, report: Progress
-) -> tuple[list[list[float]], list[GridPoint]]:
-    """Times of every point, in seconds, and the points that the budget allowed (in grid order)."""
+    llm: LLM,
+    points: Sequence[GridPoint],
+    host_s: tuple[float, float],
+    budget_s: float,
+    seed: int,
+    report: Progress,
+) -> list[Measurement]:
+    """The points that the budget allowed, in grid order. `host_s`: as `measure_host` returns it, added to each step."""
     rng = random.Random(seed)
     batches = [build_batch(llm, point, rng) for point in points]
     samples: list[list[float]] = [[] for _ in points]
@@ -207,13 +175,13 @@ def _measure(
                 break  # a machine so slow that one pass takes longer, or two: the rest of the grid is left out
             report(
                 0.17 + 0.8 * (1 - _TRAINING_SHARE) * min(1.0, spent / budget_s),
-                f"measuring steps, pass {number + 1}",
+                Message("measuring steps, pass {number}", number=number + 1),
             )
             first_s = time_step(llm, batches[index])
             if first_s >= _SHORT_S:
                 samples[index].append(first_s)
                 continue
-            # A short step is cheap to repeat and feels a cold cache the most: its first run doesn't count. But a
+            # A short step is cheap to repeat and suffers the most from a cold cache: its first run doesn't count. But a
             # prompt's chunk never runs twice in a row when serving: it finds the caches as decodes leave them.
             for _ in range(3):
                 if points[index].prefill:
@@ -222,12 +190,18 @@ def _measure(
         spent = time.perf_counter() - began
         if number + 1 >= _MIN_PASSES and spent * (number + 2) / (number + 1) > budget_s:
             break
-    kept = [index for index, times in enumerate(samples) if times]
-    return [samples[index] for index in kept], [points[index] for index in kept]
+    step_s, request_s = host_s
+    kept = [(point, times) for point, times in zip(points, samples, strict=True) if times]
+    return [
+        measurement(
+            point, [seconds + step_s + request_s * point.requests for seconds in times], is_held_out(i)
+        )
+        for i, (point, times) in enumerate(kept)
+    ]
 
 
 def fill_cache(llm: LLM) -> None:
-    """Write the whole KV cache, as hours of serving do: memory that nobody has written yet is read too fast."""
+    """Write the whole KV cache, as hours of serving do: memory that was never written is read too fast."""
     for part in (*llm.runner.cache.keys, *llm.runner.cache.values):
         part.fill_(0.5)
 
@@ -315,7 +289,7 @@ class _TimedRunner:
 
 
 def measure_peaks(device: str, dtype: str) -> tuple[float, float]:
-    """What the machine really reaches: (FLOP/s of the best large matrix product, bytes/s of reading memory)."""
+    """Measured peaks of the machine: (FLOP/s of the best large matrix product, bytes/s of reading memory)."""
     import torch
 
     from engine.layers.linear import COMPUTE_DTYPES, PackedLinear, has_packed_products
@@ -344,7 +318,7 @@ def measure_peaks(device: str, dtype: str) -> tuple[float, float]:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what the times depend on."""
+    """Versions of the software that the times depend on."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -355,19 +329,6 @@ def software_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _measurement(point: GridPoint, times: Sequence[float], held_out: bool) -> Measurement:
-    low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
-    return Measurement(
-        kind=point.kind,
-        prefill=point.prefill,
-        decode_contexts=point.decode_contexts,
-        time_s=float(middle),
-        spread=float((high - low) / middle),
-        repeats=len(times),
-        held_out=held_out,
-    )
 
 
 def _complete(
@@ -381,7 +342,7 @@ def _complete(
         threads=torch.get_num_threads(),
         peak_flops=flops,
         memory_bandwidth_bytes_per_s=bandwidth,
-        peak_source="measured here: best large matrix product, best sum over a large array",
+        peak_source=Message("measured here: best large matrix product, best sum over a large array"),
         idle_w=idle.mean_w,
         load_w=load.mean_w,
     )

@@ -27,6 +27,7 @@ from engine.training.config import TrainConfig
 from engine.training.optimizer import new_optimizer, optimizer_step, peak_flops
 from engine.training.scaling_law import TRAINING_FLOP
 from engine.utils.memory import peak_memory_bytes, reset_peak_memory
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 
 GRID = ((1, 64), (1, 256), (4, 256), (1, 1024), (4, 64), (16, 64), (16, 256), (4, 1024), (16, 1024))
@@ -139,6 +140,9 @@ def profile_training(
             )
         )
         if progress is not None:
-            progress(done / len(shapes), f"training step of {batch} × {length} tokens")
+            progress(
+                done / len(shapes),
+                Message("training step of {batch} × {length} tokens", batch=batch, length=length),
+            )
     model.train(was_training)
     return points

@@ -104,7 +104,7 @@ class AccessMiddleware:
         return key
 
     async def _read_body(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the whole body, if there is one, within the limits of size and time; returns a channel that replays it."""
+        """Read the whole body, if there is one, within the limits of size and time; gives a channel that replays it."""
         headers = dict(scope["headers"])
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
             return receive

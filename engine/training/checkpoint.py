@@ -69,7 +69,7 @@ def training_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
 def restore_training(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put what `training_tensors` gave back in place."""
+    """Load what `training_tensors` returned into the model and optimizer."""
     for name, parameter in model.named_parameters():
         with torch.no_grad():
             parameter.copy_(tensors[f"model.{name}"])

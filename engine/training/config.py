@@ -1,4 +1,4 @@
-"""What a training run is told, and what it reports."""
+"""Configuration and report of a training run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TrainConfig:
 
 @dataclass
 class TrainReport:
-    """What a run did: losses in nats per token, and what it took."""
+    """Result of a run: losses in nats per token, and what it took."""
 
     architecture: str
     parameters: int

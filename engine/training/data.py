@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from engine.errors import InputError
 from engine.training.cleaning import CleaningRules, clean, cut, reason_to_remove
 from engine.training.dedup import near_duplicates
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 
 Tokens = NDArray[np.int32]
@@ -159,7 +160,7 @@ def tokenize(documents: Sequence[Document], tokenizer: Any, progress: Progress |
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         rows += [np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded["input_ids"]]
         if progress is not None:
-            progress(len(rows) / len(documents), "tokenizing")
+            progress(len(rows) / len(documents), Message("tokenizing"))
     return rows
 
 
@@ -260,7 +261,7 @@ def select(
             else:
                 removed[reason] += 1
         if progress is not None and index % 256 == 0:
-            progress(index / len(documents) / 2, "cleaning")
+            progress(index / len(documents) / 2, Message("cleaning"))
     first_of = {content_hash(document.text): document for document in reversed(cleaned)}
     exact = [document for document in cleaned if first_of[content_hash(document.text)] is document]
     removed["exact duplicate"] = len(cleaned) - len(exact)

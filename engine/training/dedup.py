@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 
 SHINGLE_WORDS = 5
@@ -67,7 +68,7 @@ def near_duplicates(
                     buckets[band].append(index)
         verdicts.append(verdict)
         if progress is not None and index % 256 == 0:
-            progress(index / len(texts), "looking for near-duplicates")
+            progress(index / len(texts), Message("looking for near-duplicates"))
     return verdicts
 
 

@@ -33,16 +33,37 @@ from engine.training.scaling_fit import LEVEL, HeldOut, Point, held_out, interva
 from engine.training.scaling_law import TRAINING_FLOP, ScalingConstants, ScalingFit, fit
 from engine.training.trainer import new_model
 from engine.utils.files import write_atomically
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 
-SIZES = ((2, 32), (2, 64), (3, 96), (4, 128))  # layers, width
 COOLDOWN = 0.2  # of a run's tokens
 _WIDTH_OF_RATE = 64  # `learning_rate` is meant for this width; others get it times sqrt(64 / width)
 
 
 @dataclass(frozen=True)
+class LadderOptions:
+    """The runs of a ladder: each size at `token_counts` token counts, each twice the one before.
+
+    Raises:
+        InputError: fewer than three different sizes or token counts: five constants are fitted.
+    """
+
+    sizes: Sequence[tuple[int, int]]  # layers, width
+    token_counts: int = 4
+    budget_s: float = 120.0  # of training, to aim at
+    text: str = ""  # what the data is, for the provenance
+
+    def __post_init__(self) -> None:
+        if len(set(self.sizes)) < 3 or self.token_counts < 3:
+            raise InputError(
+                f"ladder: {len(set(self.sizes))} sizes and {self.token_counts} token counts; at least 3 of each are "
+                "needed"
+            )
+
+
+@dataclass(frozen=True)
 class LadderReport:
-    """What was measured, the law through it, how sure it is, and what it cost."""
+    """The measured losses, the law fitted to them with its uncertainty, and what the ladder took."""
 
     points: list[Point]
     fitted: ScalingFit
@@ -86,44 +107,30 @@ class LadderReport:
 
 
 def run_ladder(
-    data: PreparedData,
-    config: TrainConfig,
-    sizes: Sequence[tuple[int, int]] = SIZES,
-    *,
-    token_counts: int = 4,
-    budget_s: float = 120.0,
-    text: str = "",
-    progress: Progress | None = None,
+    data: PreparedData, config: TrainConfig, ladder: LadderOptions, progress: Progress | None = None
 ) -> LadderReport:
-    """Train each (layers, width) to `token_counts` token counts, each twice the one before, and fit the law.
+    """Train each size of a ladder to each of its token counts, and fit the law.
 
     Args:
-        data: what `engine.training.data.prepare` gave.
+        data: what `engine.training.data.prepare` returned.
         config: architecture, batch, rate, seed and device of all runs. `config.steps` is the length of the
-            longest; with 1 it is chosen so that the ladder takes about `budget_s`, by the speed measured here.
-        sizes: at least three different ones, since five constants shall be fitted.
-        token_counts: at least 3.
-        budget_s: seconds of training to aim at.
-        text: what the data is, for the provenance.
+            longest; with 1 it is chosen so that the ladder takes about its budget, by the speed measured here.
+        ladder: sizes and token counts.
         progress: called after every step.
 
     Raises:
-        InputError: too few sizes or counts, or less data than the longest run needs.
+        InputError: less data than the longest run needs, or too small a budget.
     """
-    if len(set(sizes)) < 3 or token_counts < 3:
-        raise InputError(
-            f"ladder: {len(set(sizes))} sizes and {token_counts} token counts; at least 3 of each are needed"
-        )
     longest = config.steps
     if longest == 1:
-        longest = _affordable_steps(data, config, sizes, token_counts, budget_s)
-    shortest = longest // 2 ** (token_counts - 1)
+        longest = _affordable_steps(data, config, ladder)
+    shortest = longest // 2 ** (ladder.token_counts - 1)
     if shortest < 10:
         raise InputError(
             f"ladder: the shortest run would have {shortest} steps; at least 10 are needed: give a larger budget, "
             "fewer token counts or smaller sizes"
         )
-    marks = [shortest * 2**i for i in range(token_counts)]
+    marks = [shortest * 2**i for i in range(ladder.token_counts)]
     needed = marks[-1] * config.batch_sequences
     if needed > len(data.train):
         raise InputError(
@@ -131,8 +138,8 @@ def run_ladder(
             f"{data.train.size:,}; give more text or fewer tokens"
         )
     begun, flop, points = time.perf_counter(), 0.0, []
-    shares = np.cumsum([0.0, *(_relative_cost(*size, data.vocab_size) for size in sizes)])
-    for index, (layers, hidden_size) in enumerate(sizes):
+    shares = np.cumsum([0.0, *(_relative_cost(*size, data.vocab_size) for size in ladder.sizes)])
+    for index, (layers, hidden_size) in enumerate(ladder.sizes):
         chosen = replace(
             config,
             layers=layers,
@@ -147,7 +154,7 @@ def run_ladder(
             for mark, loss in zip(marks, losses, strict=True)
         ]
         flop += TRAINING_FLOP * parameters * steps * config.step_tokens
-    fitted = fit(points, source=f"measured by flywheel scaling on {text or 'a text'}")
+    fitted = fit(points, source=f"measured by flywheel scaling on {ladder.text or 'a text'}")
     return LadderReport(
         points=points,
         fitted=fitted,
@@ -155,33 +162,21 @@ def run_ladder(
         held_out=held_out(points),
         training_s=time.perf_counter() - begun,
         training_flop=flop,
-        provenance=_provenance(config, data, sizes, marks, text),
+        provenance=_provenance(config, data, ladder, marks),
     )
 
 
 def measure_law(
     documents: Sequence[Document],
     config: TrainConfig,
-    sizes: Sequence[tuple[int, int]],
-    *,
+    ladder: LadderOptions,
     vocab_size: int,
-    token_counts: int = 4,
-    budget_s: float = 120.0,
-    text: str = "",
     progress: Progress | None = None,
 ) -> LadderReport:
     """`run_ladder` on documents: learn a byte-level BPE of `vocab_size` tokens from them, and prepare them by it."""
     tokenizer = train_tokenizer([document.text for document in documents], vocab_size)
     data = prepare(documents, tokenizer, config.sequence_tokens, progress=part(progress, 0.0, 0.05))
-    return run_ladder(
-        data,
-        config,
-        sizes,
-        token_counts=token_counts,
-        budget_s=budget_s,
-        text=text,
-        progress=part(progress, 0.05, 1.0),
-    )
+    return run_ladder(data, config, ladder, part(progress, 0.05, 1.0))
 
 
 def learning_curve(
@@ -205,7 +200,11 @@ def learning_curve(
             raise InputError(f"ladder: the loss is {found} at step {number}; lower learning_rate ({rate:g})")
         made += 1
         if progress is not None:
-            progress(made / total, f"width {config.hidden_size}, step {number}, loss {found:.2f}")
+            width = config.hidden_size
+            text = Message(
+                "width {width}, step {step}, loss {loss:.2f}", width=width, step=number, loss=found
+            )
+            progress(made / total, text)
 
     for mark, branch in zip(marks, branches, strict=True):
         for number in range(trunk + 1, branch + 1):
@@ -222,16 +221,10 @@ def learning_curve(
     return sum(parameter.numel() for parameter in model.parameters()), losses, made
 
 
-def _affordable_steps(
-    data: PreparedData,
-    config: TrainConfig,
-    sizes: Sequence[tuple[int, int]],
-    token_counts: int,
-    budget_s: float,
-) -> int:
-    """Steps of the longest run, a multiple of the shortest's, such that the whole ladder takes about `budget_s`."""
+def _affordable_steps(data: PreparedData, config: TrainConfig, ladder: LadderOptions) -> int:
+    """Steps of the longest run, a multiple of the shortest's, so that the whole ladder takes about its budget."""
     step_s = 0.0
-    for layers, hidden_size in sizes:
+    for layers, hidden_size in ladder.sizes:
         tried = replace(config, layers=layers, hidden_size=hidden_size)
         model = new_model(tried, data).to(config.device)
         optimizer = new_optimizer(model, tried)
@@ -243,9 +236,9 @@ def _affordable_steps(
                 optimizer_step(model, optimizer, [rows], config.learning_rate, tried)
                 seconds.append(time.perf_counter() - begun)
         step_s += min(seconds[1:])
-    halvings = 2 ** (token_counts - 1)
-    branched = (1 - COOLDOWN) + COOLDOWN * sum(0.5**i for i in range(token_counts))
-    steps = min(budget_s / (step_s * branched), len(data.train) // config.batch_sequences)
+    halvings = 2 ** (ladder.token_counts - 1)
+    branched = (1 - COOLDOWN) + COOLDOWN * sum(0.5**i for i in range(ladder.token_counts))
+    steps = min(ladder.budget_s / (step_s * branched), len(data.train) // config.batch_sequences)
     return int(steps) // halvings * halvings
 
 
@@ -256,17 +249,17 @@ def _relative_cost(layers: int, hidden_size: int, vocab_size: int) -> float:
 
 
 def _provenance(
-    config: TrainConfig, data: PreparedData, sizes: Sequence[tuple[int, int]], marks: Sequence[int], text: str
+    config: TrainConfig, data: PreparedData, ladder: LadderOptions, marks: Sequence[int]
 ) -> dict[str, Any]:
     import transformers
 
     return {
-        "text": text,
+        "text": ladder.text,
         "content_hash": data.report.content_hash,
         "vocab_size": data.vocab_size,
         "characters_per_token": data.report.characters_per_token,
         "validation_sequences": min(len(data.validation), config.max_validation_sequences),
-        "sizes": [list(size) for size in sizes],
+        "sizes": [list(size) for size in ladder.sizes],
         "steps": list(marks),
         "config": asdict(config),
         "machine": detect("cuda" if config.device.startswith("cuda") else "cpu", 0.0).name,

@@ -129,7 +129,7 @@ def loss_interval(
 ) -> tuple[float, float]:
     """Between which losses the law lies at this size with probability `level`, by its draws.
 
-    It tells how well the measurements determine the law, not whether the law holds so far from them.
+    It shows how well the measurements determine the law, not whether the law holds so far from them.
 
     Raises:
         InputError: the law has no draws, a number is not positive, or `level` is not between 0 and 1.

@@ -44,6 +44,7 @@ from engine.training.optimizer import (
 from engine.training.python_docs import MAX_MB, standard_library
 from engine.training.scaling_law import TRAINING_FLOP, training_flop
 from engine.utils.memory import peak_memory_bytes, reset_peak_memory
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 
 DEFAULT_TOKENIZER = "smollm2-135m"
@@ -90,7 +91,7 @@ def run_training(
         progress: called with the fraction done and what is being done.
         resume: continue from the last checkpoint in `out_dir`, if there is one.
         library_mb: million characters of the standard library at most, where that is the text.
-        on_step: told each step's number, its loss, and the validation loss where it was measured (at step 0 too,
+        on_step: called with each step's number, its loss, and the validation loss where it was measured (at step 0 too,
             which has no other).
 
     Raises:
@@ -171,7 +172,7 @@ def _train(
     if saved and resume:
         state, best_weights = _resume(saved[-1], model, optimizer, fingerprint)
     for path in [] if resume else saved:
-        shutil.rmtree(path)  # of an earlier run; nobody may resume from it by mistake
+        shutil.rmtree(path)  # of an earlier run; it must not be resumed from by mistake
     validation = data.validation[: config.max_validation_sequences]
     evaluate_every = config.evaluate_every or max(config.steps // 10, 1)
     started = time.perf_counter() - state.wall_s
@@ -209,7 +210,10 @@ def _train(
             tensors |= {f"best.{name}": value for name, value in (best_weights or {}).items()}
             save_checkpoint(folder, step, tensors, {"fingerprint": fingerprint, **asdict(state)})
         if progress is not None:
-            progress(step / config.steps, f"step {step} of {config.steps}, loss {loss:.3f}")
+            text = Message(
+                "step {step} of {steps}, loss {loss:.3f}", step=step, steps=config.steps, loss=loss
+            )
+            progress(step / config.steps, text)
         if stopped_early:
             break
     if best_weights:  # early stopping keeps the weights that validated best

@@ -1,4 +1,4 @@
-"""Read JSON that somebody may have edited or cut off into dataclasses, checking every key and type.
+"""Read JSON that may have been edited or cut off into dataclasses, checking every key and type.
 
 The engine reads its artefacts without pydantic. All numbers in them are quantities: negative, infinite and
 NaN are refused. Every complaint is one line: file, key, what was found, what is allowed.

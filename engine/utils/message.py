@@ -1,4 +1,4 @@
-"""A sentence whose parts are kept, so that whoever shows it can word it in the reader's language.
+"""A sentence that keeps its parts, so that it can be worded in the reader's language where it is shown.
 
 The engine and the simulation know no languages. Where they say something that people read (what work under way is
 doing, where a number comes from) they hand on the English template and its values; the text itself is the English
@@ -18,8 +18,8 @@ class Message(str):
     values: dict[str, Any]
 
     def __new__(cls, template: str, /, **values: Any) -> Message:
-        """Format specifications in the template ("{loss:.3f}") hold in every language."""
-        message = super().__new__(cls, template.format(**values))
+        """Format specifications ("{loss:.3f}") hold in every language; without values the template is the text."""
+        message = super().__new__(cls, template.format(**values) if values else template)
         message.template, message.values = template, values
         return message
 

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-Cohort = tuple[str, int]  # plan, month of joining
 
 MRR_ACCOUNTS = (
     "revenue_tokens",

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.accounting.ledger import HOURS_PER_MONTH, Ledger
-from sim.accounting.parties import party
+from sim.accounting.parties import cohort_party
 from sim.accounting.statements import Statements
 from sim.actuals.bank import Bank, BankRow
 from sim.actuals.meter import Metered, month_fraction
@@ -183,7 +183,9 @@ def _post_invoice(
         if entries:
             cohort = min(max(0, cohorts.get((invoice.customer, plan), 0)), month)
             time_h = month * HOURS_PER_MONTH + CLOSING_HOUR
-            ledger.post(time_h, f"invoice {invoice.number}, {invoice.customer}", entries, party(plan, cohort))
+            ledger.post(
+                time_h, f"invoice {invoice.number}, {invoice.customer}", entries, cohort_party(plan, cohort)
+            )
 
 
 def _cohorts(metered: Metered, default_plan: str | None) -> dict[tuple[str, str], int]:

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from sim.actuals.estimates import Belief, mean, ratio, share
-from sim.actuals.market_conditions import MarketConditions, in_segment
+from sim.actuals.market_conditions import MarketConditions
 from sim.actuals.measured import Measured, MeasuredAssumption, estimated
 from sim.actuals.rebase import segment_key
 from sim.actuals.signups import signup_shares, signups
 from sim.actuals.traffic import mean_tokens, usage_growth
 from sim.billing.charges import plans_of
 from sim.i18n.translate import mark
-from sim.scenario.plans import segments_of
+from sim.scenario.plans import plan_key, segments_of, split_key
 from sim.stages.market.competition import elsewhere, price_effect
 from sim.stages.market.plan_book import blended_price
 
@@ -113,11 +113,8 @@ def _traffic(measured: Measured) -> list[MeasuredAssumption]:
 
 def _segment(measured: Measured, name: str) -> list[MeasuredAssumption]:
     segment, at = segments_of(measured.plan.scenario.market)[name], segment_key(name)
-    subscriptions = [
-        subscription
-        for subscription in measured.subscriptions.all
-        if in_segment(subscription.plan)[0] == name
-    ]
+    plans = {plan_key(name, plan) for plan in segment.plans}
+    subscriptions = [one for one in measured.subscriptions.all if one.plan in plans]
     requests, prompt, cached, output = _sums(subscriptions)
     mixed = sum(mean_tokens(measured.traffic.shares))
     tokens = ratio(prompt + output, requests)
@@ -135,7 +132,7 @@ def _segment(measured: Measured, name: str) -> list[MeasuredAssumption]:
 
 
 def _plan(measured: Measured, name: str, settings: Plan) -> list[MeasuredAssumption]:
-    segment_name, short = in_segment(name)
+    segment_name, short = split_key(measured.plan.scenario.market, name)
     at = f"{segment_key(segment_name)}.plans.{short}"
     world = MarketConditions(measured.plan, segment_name, measured.first, measured.months)
     found: list[MeasuredAssumption] = []
@@ -233,7 +230,7 @@ def _price_effect(measured: Measured, name: str, settings: Plan) -> float:
     """What the price does to usage in the first month after the comparison."""
     if not settings.pays_per_token:
         return 1.0
-    segment_name, _ = in_segment(name)
+    segment_name, _ = split_key(measured.plan.scenario.market, name)
     segment = segments_of(measured.plan.scenario.market)[segment_name]
     own = MarketConditions(measured.plan, segment_name, measured.first, measured.months)
     mixed = blended_price(segment, *mean_tokens(measured.traffic.shares))

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.actuals.books import RENTED, Books, keep_books
@@ -28,6 +29,7 @@ from sim.actuals.subscriptions import Subscriptions, read_lives
 from sim.actuals.tables import account_table, by_month, fan_columns, revenue_table, usage_table
 from sim.actuals.traffic import Traffic, read_traffic
 from sim.billing.charges import month_index, plans_of
+from sim.scenario.plans import split_key
 
 if TYPE_CHECKING:
     from engine.profile.profile import Profile
@@ -104,22 +106,23 @@ def plan_against_actual(
     """
     from sim.company.simulate import simulate
     from sim.study.monte_carlo import monte_carlo
+    from sim.study.runs.options import RunOptions
 
     report = progress or no_progress
     _check(inactive_months, ahead_months, runs)
     metered = read_meter(database, months, now_s=now_s, progress=_part(report, 0.0, 0.3))
     first = _first(scenario, metered)
     plan = simulate(scenario, profile=profile, surface=surface, progress=_part(report, 0.3, 0.4))
-    report(0.4, "keeping the books")
+    report(0.4, Message("keeping the books"))
     opening = round(_cash_before(plan, first) * MICRO_PER_USD)
     books = keep_books(metered, scenario, bank, planned_opening_micro=opening, default_plan=default_plan)
     subscriptions = read_lives(metered, scenario, inactive_months=inactive_months, default_plan=default_plan)
-    report(0.45, "calibrating")
+    report(0.45, Message("calibrating"))
     traffic = read_traffic(metered.by_hour, metered.start_s, metered.sample, scenario.market.traffic)
     measured = Measured(metered, subscriptions, books, traffic, plan, first)
     calibration = calibrate(measured)
     calibrated, notes = _calibrated(measured, calibration, ahead_months)
-    report(0.5, "forecasting")
+    report(0.5, Message("forecasting"))
     same_load = dict(calibrated.market.traffic) == dict(scenario.market.traffic)
     forecast = simulate(
         calibrated, profile=plan.profile, surface=plan.surface if same_load else None,
@@ -132,10 +135,12 @@ def plan_against_actual(
     study = None
     if runs:
         study = monte_carlo(
-            calibrated, runs=runs, fans=fan_columns(), profile=plan.profile, workers=workers,
-            progress=_part(report, 0.6, 1.0),
-        )  # fmt: skip
-    report(1.0, "done")
+            calibrated,
+            runs=runs,
+            fans=fan_columns(),
+            options=RunOptions(plan.profile, workers, progress=_part(report, 0.6, 1.0)),
+        )
+    report(1.0, Message("done"))
     return Actuals(
         plan=plan,
         first=first,
@@ -194,9 +199,11 @@ def _calibrated(
     ahead = ahead_months or max(AHEAD_MONTHS, plan.scenario.horizon_months - behind)
     changes["horizon_months"] = ahead
     opening, customers = _opening_cash(measured), _customers_left(measured)
+    counted = {}  # where the scenario holds the customers of each plan
     for name, count in customers.items():
-        segment, _, short = name.rpartition("/")
-        changes[f"{segment_key(segment or 'main')}.plans.{short}.initial_customers"] = count
+        segment, short = split_key(plan.scenario.market, name)
+        counted[f"{segment_key(segment)}.plans.{short}.initial_customers"] = count
+    changes |= counted
     changes["finance.initial_cash_usd"] = max(0.0, round(opening, 6))
     # Comments of the file are about the plan; a copy without them says each key's meaning.
     start = Scenario.parse(plan.scenario.plain(), file=f"{plan.scenario.name}, calibrated")
@@ -214,9 +221,7 @@ def _calibrated(
     sources["finance.initial_cash_usd"] = (
         f"measured: {money}" if measured.books.has_bank else "the plan: no bank rows"
     )
-    for name in customers:
-        segment, _, short = name.rpartition("/")
-        at = f"{segment_key(segment or 'main')}.plans.{short}.initial_customers"
+    for at in counted:
         sources[at] = f"measured: meter {measured.metered.months[-1]}, less the churn expected at its end"
     scenario = scenario.override({"sources": sources})
     notes = [

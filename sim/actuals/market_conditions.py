@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.accounting.ledger import MICRO_PER_USD
-from sim.accounting.parties import advertisers
+from sim.accounting.parties import advertising_party
 from sim.actuals.subscriptions import Subscriptions
 from sim.scenario.plans import plan_key, segments_of
-from sim.scenario.schema.market import MAIN_SEGMENT
 from sim.stages.finance.people import at_full_strength, headcounts
 from sim.stages.market.competition import (
     churn_probability,
@@ -110,7 +109,7 @@ class MarketConditions:
     def spend_usd(self) -> list[float]:
         """What the plan spends on marketing to the segment, by month."""
         spent = self.plan.ledger.monthly_by_party(["marketing"], self.plan.scenario.horizon_months)
-        amounts = spent.get(advertisers(self.segment_name))
+        amounts = spent.get(advertising_party(self.segment_name))
         if amounts is None:
             return [0.0] * self.months
         return [
@@ -142,9 +141,3 @@ class MarketConditions:
                 strength = at_full_strength(headcounts(role, month + 1), role.ramp_months)[month]
                 total += float(strength) / (len(names) if role.sells_to is None else 1)
         return total
-
-
-def in_segment(plan: str) -> tuple[str, str]:
-    """(segment, plan within it) of a plan's name in the ledger."""
-    segment, _, name = plan.rpartition("/")
-    return segment or MAIN_SEGMENT, name

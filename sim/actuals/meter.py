@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from engine.errors import InputError
 from engine.usage.database import REQUESTS, month_bounds_s, month_of, open_database, told
 from engine.usage.meter import BILLED_STATUSES, Used, usage_frame, used_by_key
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 from sim.billing.charges import month_index
 from sim.company.monthly_table import month_labels
@@ -91,7 +92,7 @@ def read_meter(
         used, keys_by_month, days, hours, samples = [], [], [], [], []
         for row, label in enumerate(labels):
             if progress is not None:
-                progress(row / len(labels), f"reading the meter, {label}")
+                progress(row / len(labels), Message("reading the meter, {month}", month=label))
             start_s, end_s = month_bounds_s(label)
             used.append(used_by_key(engine, start_s, end_s))
             frame = usage_frame(engine, start_s, end_s)

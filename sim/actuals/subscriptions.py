@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from sim.actuals.meter import Metered, month_fraction
 from sim.billing.charges import last_month, month_index, plans_of
+from sim.scenario.plans import plan_key, split_key
 
 if TYPE_CHECKING:
     from engine.usage.api_keys import ApiKey
@@ -213,8 +214,7 @@ def _convert(subscriptions: dict[tuple[str, str], Subscription], scenario: Scena
     for name, (_, plan) in plans_of(scenario).items():
         if plan.converts_to is None:
             continue
-        segment, slash, _ = name.rpartition("/")
-        target = f"{segment}{slash}{plan.converts_to}"
+        target = plan_key(split_key(scenario.market, name)[0], plan.converts_to)
         for (customer, on), subscription in subscriptions.items():
             after = subscriptions.get((customer, target)) if on == name else None
             if after is None or after.joined < subscription.joined or after.last < after.joined:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sim.accounting.parties import cohort_of
+from sim.accounting.parties import read_party
 from sim.accounting.saas_metrics import MRR_ACCOUNTS
 from sim.actuals.books import METERED_ACCOUNTS
 from sim.actuals.variance import Asked, Sold, account_variance, revenue_variance, usage_variance
@@ -160,8 +160,8 @@ def revenue_by_plan(ledger: Ledger, months: int) -> dict[str, np.ndarray[Any, An
     """{plan: recurring revenue in micro-dollars [months]}, from the cohorts in a ledger."""
     totals: dict[str, np.ndarray[Any, Any]] = {}
     for name, amounts in ledger.monthly_by_party(MRR_ACCOUNTS, months).items():
-        if name.rpartition("/")[2].isdigit():
-            plan = cohort_of(name)[0]
+        plan, cohort = read_party(name)
+        if plan is not None and cohort is not None:
             totals[plan] = totals.get(plan, np.zeros(months, dtype=np.int64)) + amounts
     return totals
 

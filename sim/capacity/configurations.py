@@ -1,11 +1,11 @@
 """What a model could be served on: accelerators × how many share a replica × number format × engine × batch limits.
 
-Models the choice that stands before a purchase. A configuration carries a profile, measured or predicted
+Models the choice before a purchase. A configuration carries a profile, measured or predicted
 (`engine.prediction.roofline`), and the limits of its batches. Whether it can serve at all needs no simulation:
 
 - the weights must fit, and so must the longest request: in the model's context and in the KV cache that is left;
 - every step takes at least what its work takes, and no step has less work than one request alone. So a lone request's
-  times are lower bounds of everybody's latency;
+  times are lower bounds of every request's latency;
 - a token costs at least τ = min over T of (constant + ramp(T)) / T, T packed tokens up to the step's budget, plus its
   attention. Machine time per request over these bounds the rate of a replica from above (roofline; Williams 2009).
 """
@@ -46,13 +46,13 @@ class Configuration:
 
     @property
     def price_usd_per_hour(self) -> float:
-        """Of one replica."""
+        """Hourly price of one replica."""
         return self.profile.hardware.price_usd_per_hour
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A configuration that is not offered, and why."""
+    """A configuration that can't be used, and the reason."""
 
     name: str
     reason: str
@@ -60,14 +60,14 @@ class Refused:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What no simulation of a configuration can beat."""
+    """Lower bounds on latency and upper bounds on the rate of a configuration."""
 
     rate_rps: float  # of one replica, at most
     latencies: dict[str, Floats]  # ttft, tpot (NaN for one output token) and e2e of a lone request [requests]
     requests: pd.DataFrame
 
     def percentile(self, measure: str, percent: float = 95) -> float:
-        """Of a lone request's latency; NaN if no request has it."""
+        """Percentile of the latency of a lone request; NaN if no request has it."""
         values = self.latencies[measure]
         return float(np.nanpercentile(values, percent)) if np.isfinite(values).any() else math.nan
 

@@ -74,7 +74,7 @@ class Limit:
 
     @property
     def label(self) -> str:
-        """Its name, like ttft_p95_s."""
+        """Name of the limit, such as ttft_p95_s."""
         statistic = self.statistic if isinstance(self.statistic, str) else f"p{self.statistic:g}"
         return f"{self.traffic_class + ' ' if self.traffic_class else ''}{self.measure}_{statistic}_s"
 
@@ -98,7 +98,7 @@ class MetShare:
 
     @property
     def label(self) -> str:
-        """Its name."""
+        """Name of the share."""
         return "missed share"
 
 
@@ -107,7 +107,7 @@ Goal = Sequence[Limit | MetShare]
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a replay did on one part of the goal."""
+    """Result of a replay on one part of the goal."""
 
     label: str
     value: float  # seconds, or the share that missed
@@ -152,12 +152,12 @@ def describe_goal(goal: Goal) -> str:
 
 
 def goal_content(goal: Goal) -> list[dict[str, Any]]:
-    """The goal in JSON's words, for keys of caches."""
+    """The goal as JSON values, for cache keys."""
     return [{"kind": type(part).__name__, **asdict(part)} for part in goal]
 
 
 def check_goal(goal: Goal, requests: pd.DataFrame) -> None:
-    """Refuse a goal that asks for classes that the requests don't have.
+    """Refuse a goal for classes that the requests don't have.
 
     Raises:
         InputError: that, or no limit at all.

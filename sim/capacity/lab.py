@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.profile import Profile
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.capacity.configurations import Configuration, Refused
 from sim.capacity.goals import Goal, Objective
@@ -28,7 +29,8 @@ from sim.capacity.search import FEW_REQUESTS, Latency, SearchResult, capacity_in
 from sim.capacity.surface import fleet_capacity, replica_fleet
 from sim.serving.fleet_config import Autoscaler, Fleet
 from sim.serving.metrics import summary
-from sim.serving.replay import ReplayStats, replay_fleet
+from sim.serving.replay import replay_fleet
+from sim.serving.stats import ReplayStats
 from sim.serving.timeline import timeline
 
 MAX_REQUESTS = 100_000
@@ -57,7 +59,7 @@ class BatchWatch:
 
     @property
     def preemptions(self) -> int:
-        """How often a request was thrown out of the batch because the KV cache was full."""
+        """Preemptions: requests removed from the batch because the KV cache was full."""
         return int(self.frame["preemptions"].sum())
 
     def trace_json(self) -> bytes:
@@ -68,7 +70,7 @@ class BatchWatch:
 
 @dataclass(frozen=True)
 class HardwareComparison:
-    """What serves a load: capacity per dollar of one replica each, and the fleets that a search ranked."""
+    """Configurations for a load: capacity per dollar of one replica each, and the fleets that a search ranked."""
 
     per_dollar: pd.DataFrame  # best first; PER_DOLLAR columns
     found: SearchResult
@@ -137,7 +139,7 @@ def try_load(
     report = progress or no_progress
     if not 1 <= requests <= MAX_REQUESTS:
         raise InputError(f"requests: found {requests}, allowed is 1 to {MAX_REQUESTS:,}")
-    report(0.0, "drawing requests")
+    report(0.0, Message("drawing requests"))
     asked = profile_load(profile, traffic).at(rate_rps, requests, seed)
     base = replica_fleet(profile, replicas=1)
     kind = base.kinds[0]
@@ -156,9 +158,9 @@ def try_load(
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "fleet"
         raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-    report(0.2, "simulating the fleet")
+    report(0.2, Message("simulating the fleet"))
     frame, stats = replay_fleet(asked, fleet)
-    report(0.9, "reading the times off")
+    report(0.9, Message("reading the times off"))
     profiles = [each.priced_profile for each in stats.kinds]
     figures = summary(
         frame,
@@ -197,7 +199,7 @@ def watch_batch(
     report = progress or no_progress
     if not 0 < cache_share <= 1:
         raise InputError(f"cache_share: found {cache_share}, allowed is a share of the KV cache in (0, 1]")
-    report(0.0, "simulating the replica")
+    report(0.0, Message("simulating the replica"))
     config = profile.scheduler_config()
     config = replace(config, num_blocks=max(1, math.ceil(config.num_blocks * cache_share)))
     asked = profile_load(profile, traffic, config.cache_tokens).at(rate_rps, requests, seed)

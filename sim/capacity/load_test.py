@@ -1,9 +1,9 @@
 """From idle to overloaded: replays of the same requests at rising rates, closest together where a goal breaks.
 
-Models a load test. First the fleet's limit, from a backlog that never empties; then a ladder of rates below it; then,
+Models a load test. First the fleet's limit, from a backlog that never empties; then rising rates below it; then,
 around the rate at which the goal is missed first, more rates by bisection, each with enough requests that chance
 moves the found rate by about one percent. Near saturation waiting times are correlated over hundreds of requests
-(their relaxation grows with 1/(1 − load)²), so the ladder's upper part gets many requests, its lower part few.
+(their relaxation grows with 1/(1 − load)²), so high rates get many requests, low ones few.
 
 The first tenth of a replay is left out: it finds an empty fleet. So is what arrives after the last new session. More
 load cannot mean less latency: what noise is left is taken out by isotonic regression, weighted by requests.
@@ -20,12 +20,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress
 from sim.capacity.goals import Goal, GoalOutOfReachError, Judgement, judge
 from sim.capacity.offered_load import BLOCK, OfferedLoad
 from sim.serving.fleet_config import Fleet, Retries
 from sim.serving.metrics import latencies
-from sim.serving.replay import ReplayStats, replay_fleet
+from sim.serving.replay import replay_fleet
+from sim.serving.stats import ReplayStats
 
 LOADS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.95)  # of the saturation rate
 LATENCIES = ("ttft_p50_s", "ttft_p95_s", "tpot_p50_s", "tpot_p95_s", "e2e_p95_s")
@@ -42,7 +44,7 @@ _KEEPS_UP = 0.97  # of what goes in comes out
 
 @dataclass(frozen=True)
 class RatePoint:
-    """One rate of the ladder: what was seen, and how each part of the goal was kept."""
+    """One rate of a load test: what was measured, and how each part of the goal was kept."""
 
     requests: int
     seen: dict[str, float]
@@ -55,22 +57,22 @@ class RatePoint:
 
     @property
     def strain(self) -> float:
-        """The worst of the goal's parts; up to 1 all are kept."""
+        """Strain of the worst part of the goal; up to 1 all parts are kept."""
         return max(each.strain for each in self.judged)
 
 
 @dataclass(frozen=True)
 class LoadTest:
-    """All rungs in the order of their rates, and the fleet's limit."""
+    """All rate points in the order of their rates, and the fleet's saturation rate."""
 
     saturation_rps: float
     backlog: pd.DataFrame  # the requests
-    rungs: list[RatePoint]
+    points: list[RatePoint]
 
     def table(self) -> pd.DataFrame:
         """COLUMNS by rate; latencies never fall with it."""
         weights = self._weights()
-        table = pd.DataFrame([rung.seen for rung in self.rungs])[list(COLUMNS)]
+        table = pd.DataFrame([point.seen for point in self.points])[list(COLUMNS)]
         for name in LATENCIES:
             table[name] = _rising(table[name].to_numpy(), weights)
         return table
@@ -78,26 +80,26 @@ class LoadTest:
     def strains(self) -> dict[str, list[float]]:
         """Strain of each part of the goal by rate; never falls."""
         weights = self._weights()
-        labels = [each.label for each in self.rungs[0].judged]
+        labels = [each.label for each in self.points[0].judged]
         return {
-            label: _rising(np.array([rung.judged[i].strain for rung in self.rungs]), weights).tolist()
+            label: _rising(np.array([point.judged[i].strain for point in self.points]), weights).tolist()
             for i, label in enumerate(labels)
         }
 
     def noise(self) -> dict[str, float]:
         """Relative half width of the 95 % interval of each part's value, near where the goal breaks."""
-        most = max(rung.requests for rung in self.rungs)
+        most = max(point.requests for point in self.points)
         near = sorted(
-            (rung for rung in self.rungs if rung.requests == most),
+            (point for point in self.points if point.requests == most),
             key=lambda r: abs(math.log(max(r.strain, 1e-9))),
         )[:3]
         return {
-            each.label: float(np.median([rung.judged[i].relative_half_width for rung in near]))
+            each.label: float(np.median([point.judged[i].relative_half_width for point in near]))
             for i, each in enumerate(near[0].judged)
         }
 
     def _weights(self) -> NDArray[np.float64]:
-        return np.array([rung.requests for rung in self.rungs], dtype=np.float64)
+        return np.array([point.requests for point in self.points], dtype=np.float64)
 
 
 def run_load_test(
@@ -121,7 +123,7 @@ def run_load_test(
     slots = sum(_most(kind) * kind.scheduler.max_running_requests for kind in fleet.kinds)
     many = load.rows or _blocks(min(max(requests, _SLOTS * slots), max(_MOST, requests)))
     few = load.rows or min(many, _blocks(max(few, _SLOTS * slots // 6)))
-    report(0.0, "simulating the fleet at its limit")
+    report(0.0, Message("simulating the fleet at its limit"))
     backlog = load.at(1.0, max(few, many // 2), seed)
     saturation_rps = _saturation(fleet, backlog)
     crowd = load.rows or max(few, many // 2)
@@ -132,44 +134,44 @@ def run_load_test(
     def measure(rate_rps: float, count: int) -> RatePoint:
         return _measure(fleet, load, goal, rate_rps, saturation_rps, count, seed)
 
-    rungs = []
+    points = []
     loads = LOADS[::2] if quick else LOADS
     for number, share in enumerate(loads):
-        report(0.05 + 0.55 * number / len(loads), f"simulating at {share:.0%} load")
-        rungs.append(measure(share * saturation_rps, crowd if share > _CROWDED else few))
-        if rungs[0].strain > 1:
-            raise GoalOutOfReachError(_out_of_reach(goal, rungs[0]))
-    failing = next((number for number, rung in enumerate(rungs) if rung.strain > 1), None)
+        report(0.05 + 0.55 * number / len(loads), Message("simulating at {share:.0%} load", share=share))
+        points.append(measure(share * saturation_rps, crowd if share > _CROWDED else few))
+        if points[0].strain > 1:
+            raise GoalOutOfReachError(_out_of_reach(goal, points[0]))
+    failing = next((number for number, point in enumerate(points) if point.strain > 1), None)
     if failing is not None:
-        report(0.6, "finding the highest rate")
+        report(0.6, Message("finding the highest rate"))
         close = _STRIDE * 1.01 if quick else _CLOSE
-        closer = _close_in(rungs, failing, close, lambda rate: measure(rate, many), report)
+        closer = _close_in(points, failing, close, lambda rate: measure(rate, many), report)
         first, last = closer[0].rate_rps, closer[-1].rate_rps
-        others = [rung for rung in rungs if not first <= rung.rate_rps <= last]
-        rungs = sorted([*others, *closer], key=lambda rung: rung.rate_rps)
-    return LoadTest(saturation_rps, backlog, rungs)
+        others = [point for point in points if not first <= point.rate_rps <= last]
+        points = sorted([*others, *closer], key=lambda point: point.rate_rps)
+    return LoadTest(saturation_rps, backlog, points)
 
 
 def _close_in(
-    rungs: list[RatePoint],
+    points: list[RatePoint],
     failing: int,
     close: float,
     measure: Callable[[float], RatePoint],
     report: Progress,
 ) -> list[RatePoint]:
-    """Rungs around the rate at which the goal breaks, in order; the first keeps it, the last doesn't.
+    """Rate points around the rate at which the goal breaks, in order; the first keeps it, the last doesn't.
 
-    (Unless the ladder ends before: then the last keeps it too.)
+    (Unless the rates end before: then the last keeps it too.)
     """
-    low, high = rungs[failing - 1], rungs[failing]
+    low, high = points[failing - 1], points[failing]
     # Where a line through the logarithms reaches 1.
-    ends = [math.log(min(max(rung.strain, 1e-6), 1e6)) for rung in (low, high)]
+    ends = [math.log(min(max(point.strain, 1e-6), 1e6)) for point in (low, high)]
     part = -ends[0] / (ends[1] - ends[0])
     rate = low.rate_rps * (high.rate_rps / low.rate_rps) ** part
-    top, bottom = rungs[-1].rate_rps, rungs[0].rate_rps
+    top, bottom = points[-1].rate_rps, points[0].rate_rps
     found = [measure(rate)]
     step = _STRIDE
-    # The ladder's own rungs had fewer requests: they are a hint of where to look, not an end of the bracket.
+    # The first rate points had fewer requests: they are a hint of where to look, not an end of the bracket.
     while found[-1].strain <= 1 and found[-1].rate_rps < top:
         found.append(measure(min(found[-1].rate_rps * (1 + step), top)))
         step *= 2
@@ -177,9 +179,9 @@ def _close_in(
     while found[0].strain > 1 and found[0].rate_rps > bottom:
         found.insert(0, measure(max(found[0].rate_rps / (1 + step), bottom)))
         step *= 2
-    report(0.85, "finding the highest rate")
+    report(0.85, Message("finding the highest rate"))
     while True:
-        below = [number for number, rung in enumerate(found) if rung.strain <= 1]
+        below = [number for number, point in enumerate(found) if point.strain <= 1]
         if not below or below[-1] == len(found) - 1:
             return found
         low, high = found[below[-1]], found[below[-1] + 1]
@@ -207,7 +209,7 @@ def _measure(
 def replay_at(
     fleet: Fleet, load: OfferedLoad, rate_rps: float, requests: int, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame, ReplayStats]:
-    """One replay of a load at a rate, as the ladder does it.
+    """One replay of a load at a rate, as a load test runs it.
 
     Returns:
         The steady part (see the module) in the order of arrival, all requests, and what the fleet counted.
@@ -222,7 +224,7 @@ def replay_at(
 
 
 def _saturation(fleet: Fleet, requests: pd.DataFrame) -> float:
-    """Requests per second that come out of the fleet at its largest, its door open, with all of them before it."""
+    """Requests per second that leave the largest fleet, without its limits, when all of them wait at the start."""
     kinds = tuple(
         kind.model_copy(update={"replicas": _most(kind), "autoscaler": None}) for kind in fleet.kinds
     )
@@ -285,7 +287,7 @@ def _blocks(requests: int) -> int:
 
 
 def _percentile(times_s: pd.DataFrame, name: str) -> float:
-    """The percentile that a column's name asks for: ttft_p95_s is the 95th of ttft_s."""
+    """The percentile that a column is named after: ttft_p95_s is the 95th of ttft_s."""
     measure, percent, unit = name.split("_")
     return float(times_s[f"{measure}_{unit}"].quantile(int(percent[1:]) / 100))
 

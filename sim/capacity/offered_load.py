@@ -38,7 +38,7 @@ _FEWEST = 100  # rows of a trace
 
 @dataclass(frozen=True)
 class OfferedLoad:
-    """Requests at any rate; `content` says in JSON's words what they are, for keys of caches."""
+    """Requests at any rate; `content` describes them as JSON values, for cache keys."""
 
     name: str
     content: dict[str, Any]
@@ -46,7 +46,7 @@ class OfferedLoad:
     rows: int | None = None  # a trace has so many requests, no more and no fewer
 
     def at(self, rate_rps: float, requests: int, seed: int = 0) -> pd.DataFrame:
-        """About so many requests at this mean rate, as `sim.serving.replay.replay_fleet` takes them.
+        """About `requests` requests at a mean rate, as `sim.serving.replay.replay_fleet` takes them.
 
         Raises:
             InputError: a rate or number of requests that is not above 0.

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.capacity.configurations import Bounds, Configuration, Refused, bounds, can_never_serve
 from sim.capacity.goals import Goal, check_goal, judge
@@ -37,13 +38,15 @@ Latency = Literal["ttft_p95_s", "tpot_p95_s", "e2e_p95_s"]
 LATENCIES: tuple[Latency, ...] = ("ttft_p95_s", "tpot_p95_s", "e2e_p95_s")
 FEW_REQUESTS = 4000
 MORE_REPLICAS = (1.0, 1.25, 1.5, 2.0, 3.0)  # of the fewest that will do: points of the curve
-_BUSIEST = 0.97  # of the saturation rate, as few requests tell it: beyond, no replay is long enough to judge
+_BUSIEST = (
+    0.97  # of the saturation rate, as estimated from few requests: beyond, no replay is long enough to judge
+)
 _NOISE = 1.05  # what few requests may be off by
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What serves the load, by cost, and what doesn't."""
+    """Configurations that serve the load, by cost, and those that don't."""
 
     rate_rps: float
     table: pd.DataFrame  # one row per configuration at its fewest replicas, cheapest first
@@ -155,12 +158,12 @@ def search(
                 one.replicas = _ceil(rate_rps / one.surface.capacity_rps)
     rows = pd.DataFrame([_row(one, one.replicas, rate_rps) for one in known])
     table = rows.sort_values(["usd_per_hour", against], ignore_index=True) if len(rows) else rows
-    report(1.0, "done")
+    report(1.0, Message("done"))
     return SearchResult(rate_rps, table, _curve(chosen, rate_rps, against), refused, skipped)
 
 
 def _beaten(each: Configuration, bound: Bounds, known: list[_Known], rate_rps: float) -> str:
-    """By which fleet, if that costs less than this can and is faster than this can be; else empty."""
+    """The fleet that costs less than this configuration can and is faster than it can be; empty if there is none."""
     least_usd = _least_usd_per_hour(each, bound, rate_rps)
     fastest = {name: bound.percentile(name.split("_")[0]) for name in LATENCIES}
     for other in known:
@@ -200,7 +203,8 @@ def _fewest_replicas(
     best = math.inf
     by_cost = sorted(known, key=lambda one: (one.usd_per_hour, one.configuration.name))
     for number, one in enumerate(by_cost):
-        report(0.55 + 0.25 * number / len(by_cost), f"fleet of {one.configuration.name}")
+        text = Message("fleet of {configuration}", configuration=one.configuration.name)
+        report(0.55 + 0.25 * number / len(by_cost), text)
         if one.least_usd_per_hour(rate_rps) > best:
             continue
         price = one.configuration.price_usd_per_hour
@@ -225,7 +229,7 @@ def _fewest_replicas(
 
 
 def _worth_a_look(known: list[_Known], rate_rps: float, against: Latency) -> list[_Known]:
-    """What is on the curve (the cheapest is), as far as few requests tell."""
+    """Configurations on the Pareto curve (the cheapest is), as estimated from few requests."""
     points = _curve(known, rate_rps, against)
     names = set(points["configuration"]) if len(points) else set()
     return [one for one in known if one.configuration.name in names]

@@ -34,6 +34,7 @@ from engine.batch import SchedulerConfig
 from engine.profile.profile import Profile
 from engine.utils.files import cache_dir as default_cache_dir
 from engine.utils.files import write_atomically
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.capacity.goals import Goal, Limit, MetShare, Objective, check_goal, goal_content, goal_of
 from sim.capacity.load_test import COLUMNS, LoadTest, run_load_test
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 METHOD_VERSION = 4  # a change of the method makes every cached surface stale
-REQUESTS_PER_RATE = 40_000  # near saturation: fewer make the capacity a matter of luck
+REQUESTS_PER_RATE = 40_000  # near saturation: fewer make the capacity random
 FEW_REQUESTS = 4_000  # at low load
 _WAITING = ("ttft_p50_s", "ttft_p95_s", "e2e_p95_s")  # what a queue in front of the replica adds to
 _WORK = ("busy_fraction", "output_tokens_per_s")  # nothing at rate 0
@@ -81,7 +82,7 @@ class CapacitySurface:
         Below the lowest simulated rate latency is that at the lowest, and work shrinks to 0 at rate 0. Above the
         highest one throughput, batch and time per output token stay, the replica's busy fraction grows to 1, and
         the times that hold waiting (TTFT, E2E) grow with 1/(1 − load), the law of a queue near saturation, up to
-        100 times: beyond saturation a queue grows without end, so whoever asks there must refuse requests.
+        100 times: beyond saturation a queue grows without end, so the caller must refuse requests there.
         """
         rates = np.asarray(rate_rps, dtype=np.float64)
         known = self._columns["rate_rps"]
@@ -174,8 +175,8 @@ def fleet_capacity(
 ) -> CapacitySurface:
     """The highest rate that any fleet sustains of any load, and its latencies by rate.
 
-    A fleet that scales is measured up to what it does at its largest; its door (time-outs, limits) is part of it, and
-    whom it refuses is infinitely late. The search ends at 95 % of the saturation rate. Step times that are no
+    A fleet that scales is measured up to its largest size; its time-outs and limits are part of it, and a refused
+    request is infinitely late. The search ends at 95 % of the saturation rate. Step times that are no
     dataclass of plain numbers can't be told apart by content: such a fleet is simulated anew each time.
 
     Args:
@@ -207,7 +208,7 @@ def fleet_capacity(
 
 
 def replica_fleet(profile: Profile, scheduler: SchedulerConfig | None = None, replicas: int = 1) -> Fleet:
-    """Equal replicas of a profile behind the default router."""
+    """A fleet of equal replicas of a profile behind the default router."""
     kind = ReplicaSpec(
         name=profile.model.name,
         step_time=profile.step_time_model(),
@@ -240,21 +241,21 @@ def _known_or_simulated(
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
         path = (cache_dir or default_cache_dir()) / "surfaces" / f"{key[:32]}.json"
         if (known := _read(path, provenance)) is not None:
-            report(1.0, "capacity known")
+            report(1.0, Message("capacity known"))
             return known
-    ladder = run_load_test(fleet, load, goal, requests, min(FEW_REQUESTS, requests), seed, report)
-    surface = _surface(ladder, provenance)
+    test = run_load_test(fleet, load, goal, requests, min(FEW_REQUESTS, requests), seed, report)
+    surface = _surface(test, provenance)
     if path is not None:
         with contextlib.suppress(
             OSError
         ):  # a cache that can't be written costs seconds next time, nothing else
             write_atomically(path, _as_json(surface))
-    report(1.0, "capacity known")
+    report(1.0, Message("capacity known"))
     return surface
 
 
-def _surface(ladder: LoadTest, provenance: dict[str, Any]) -> CapacitySurface:
-    table, strains, noise = ladder.table(), ladder.strains(), ladder.noise()
+def _surface(test: LoadTest, provenance: dict[str, Any]) -> CapacitySurface:
+    table, strains, noise = test.table(), test.strains(), test.noise()
     rates = table["rate_rps"].to_numpy()
 
     def rate(sign: int) -> float:
@@ -264,9 +265,9 @@ def _surface(ladder: LoadTest, provenance: dict[str, Any]) -> CapacitySurface:
     return CapacitySurface(
         # Only after smoothing can the lowest rate miss the goal: as it was measured it kept it.
         capacity_rps=capacity_rps or float(rates[0]),
-        saturation_rps=ladder.saturation_rps,
-        prompt_tokens_mean=float(ladder.backlog["prompt_tokens"].mean()),
-        output_tokens_mean=float(ladder.backlog["output_tokens"].mean()),
+        saturation_rps=test.saturation_rps,
+        prompt_tokens_mean=float(test.backlog["prompt_tokens"].mean()),
+        output_tokens_mean=float(test.backlog["output_tokens"].mean()),
         table=table,
         provenance=provenance,
         capacity_low_rps=min(rate(1), capacity_rps),
@@ -292,7 +293,7 @@ def _crossing(
 
 
 def _kind_content(kind: ReplicaSpec) -> dict[str, Any] | None:
-    """A kind of replicas in JSON's words; None if its step times are not plain data."""
+    """A kind of replicas as JSON values; None if its step times are not plain data."""
     if not is_dataclass(kind.step_time) or isinstance(kind.step_time, type):
         return None
     content = {

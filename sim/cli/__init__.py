@@ -1,4 +1,4 @@
-"""How is it asked for in a terminal? One file per group of commands."""
+"""How is the program used from a terminal? One file per group of commands."""
 
 from sim.cli.app import main
 

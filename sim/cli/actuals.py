@@ -1,4 +1,4 @@
-"""The command `flywheel actuals`: the plan beside what the meter and the bank say, and the forecast from there on."""
+"""The command `flywheel actuals`: the plan compared with measured usage and the bank, and the forecast from then on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.billing import DatabaseOption
-from sim.cli.terminal import JsonFlag, SetOption, parse_overrides, print_grid, print_json, progress_bar
+from sim.cli.options import JsonFlag, SetOption, load_scenario
+from sim.cli.terminal import print_grid, print_json, progress_bar
 from sim.i18n import numbers
 
 if TYPE_CHECKING:
@@ -31,59 +32,64 @@ _MOST_AHEAD = 6  # months of the forecast in the table
 
 def actuals(
     scenario: Annotated[
-        str, typer.Option(help="The plan: a scenario file, or the name of a shipped one.")
+        str, typer.Option(help="Scenario file of the plan, or the name of a shipped scenario.")
     ] = "api_startup",
     database: DatabaseOption = "sqlite:///out/usage.db",
     bank: Annotated[
         Path | None,
         typer.Option(
-            help="CSV of bank or billing rows: date, amount_usd, category or account; and counterparty, note, kind, id."
+            help="CSV of bank or billing rows: date, amount_usd, category or account; optional: counterparty, note, "
+            "kind, id."
         ),
     ] = None,
     mapping: Annotated[
         Path | None,
-        typer.Option("--map", help="YAML of your categories: 'aws: serving_reserved', one a line."),
+        typer.Option(
+            "--map", help="YAML file of categories and their accounts, one per line: 'aws: serving_reserved'."
+        ),
     ] = None,
     months: Annotated[
         str | None,
         typer.Option(
             metavar="YYYY-MM..YYYY-MM",
-            help="Months to compare (default: first request to last month that is over).",
+            help="Months to compare (default: from the first request to the last complete month).",
         ),
     ] = None,
     overrides: SetOption = None,
-    default_plan: Annotated[str | None, typer.Option(help="Plan of keys that name none.")] = None,
+    default_plan: Annotated[str | None, typer.Option(help="Plan of API keys without a plan.")] = None,
     inactive_months: Annotated[
-        int, typer.Option(help="Whole months without a request after which a customer without a fee is lost.")
+        int,
+        typer.Option(help="Whole months without a request after which a customer without a fee has churned."),
     ] = 1,
     keep_repeated: Annotated[
         bool,
         typer.Option(
-            "--keep-repeated", help="Count bank rows that equal an earlier one (files without ids)."
+            "--keep-repeated", help="Count bank rows that equal an earlier row (for files without ids)."
         ),
     ] = False,
     ahead: Annotated[
         int | None,
         typer.Option(help="Months of the forecast (default: to the end of the plan, at least 12)."),
     ] = None,
-    runs: Annotated[int, typer.Option(help="Runs of the forecast, for its band; 0: one run.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes for the runs (default: all cores).")] = None,
+    runs: Annotated[
+        int, typer.Option(help="Runs of the forecast for its uncertainty band; 0: a single run.")
+    ] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes for the runs (default: one per core).")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the tables and the calibrated scenario.")
+        Path | None, typer.Option(help="Folder of the tables and the calibrated scenario.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare the plan with the meter and the bank, explain it, calibrate the plan, forecast on."""
+    """Compare the plan with usage and bank rows, explain the variance, calibrate the plan, forecast."""
     from time import time
 
     from sim.actuals.bank import read_bank, read_categories
     from sim.actuals.compare import plan_against_actual
     from sim.actuals.files import write_actuals
-    from sim.scenario.scenario import Scenario
 
-    plan = Scenario.load(scenario)
-    if overrides:
-        plan = plan.override(parse_overrides(overrides))
+    plan = load_scenario(scenario, overrides)
     categories = None if mapping is None else read_categories(mapping)
     rows = None if bank is None else read_bank(bank, categories, keep_repeated=keep_repeated)
     with progress_bar("actuals") as report:

@@ -1,7 +1,7 @@
-"""The command line: `flywheel profile | run | study | serve | train | app` and more.
+"""The command line `flywheel`: its commands, and how errors end them.
 
 Every command reads its input whole and checks it before it works, shows a progress bar on standard error
-while it works, and prints its result on standard output: a table for people, `--json` for scripts.
+while it works, and prints its result on standard output: tables, or JSON with `--json`.
 Bad input is one line on standard error and exit status 2; heavy imports wait until a command needs them.
 """
 
@@ -32,7 +32,8 @@ from sim.cli import (
 )
 from sim.cli import profile as cli_profile
 from sim.cli import study as cli_study
-from sim.cli.terminal import JsonFlag, SetOption, parse_overrides, print_json, print_table, progress_bar
+from sim.cli.options import JsonFlag, ProfileOption, ScenarioArgument, SetOption, load_scenario
+from sim.cli.terminal import print_json, print_table, progress_bar
 from sim.utils import paths
 
 app = typer.Typer(
@@ -45,25 +46,18 @@ app = typer.Typer(
 )
 _errors = Console(stderr=True)
 
-ProfileOption = Annotated[
-    Path | None,
-    typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
-]
-
 
 @app.command(
     epilog="Example: flywheel run scenarios/api_startup.yaml --set market.price_usd_per_mtok_output=2.0"
 )
 def run(
-    scenario: Annotated[
-        str, typer.Argument(help="A scenario file, or the name of a shipped one.")
-    ] = "api_startup",
+    scenario: ScenarioArgument = "api_startup",
     overrides: SetOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the random streams (default: the scenario's).")
     ] = None,
     profile: ProfileOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the outputs (default: out/SCENARIO).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the outputs (default: out/SCENARIO).")] = None,
     formats: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +71,7 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Of the HTML and PDF: summary, uncertainty, figures, statements, tables, cohorts, events, "
+            help="Sections of the HTML and PDF: summary, uncertainty, figures, statements, tables, cohorts, events, "
             "assumptions, provenance, scenario (default: all).",
         ),
     ] = None,
@@ -86,7 +80,7 @@ def run(
         int,
         typer.Option(
             min=0,
-            help="Runs under other luck and other draws of what is uncertain, for the report's section uncertainty.",
+            help="Further runs at other seeds and draws, for the report's section uncertainty.",
         ),
     ] = 0,
     as_json: JsonFlag = False,
@@ -96,13 +90,10 @@ def run(
     from sim.company.simulate import simulate
     from sim.outputs import check_choices, write_outputs
     from sim.report.content import headline_rows
-    from sim.scenario.scenario import Scenario
 
     wanted, shown = _names(formats), _names(sections)
     check_choices(wanted, shown, lang)
-    chosen = Scenario.load(scenario)
-    if overrides:
-        chosen = chosen.override(parse_overrides(overrides))
+    chosen = load_scenario(scenario, overrides)
     path = paths.resolve_profile(chosen.deployment.model, profile)
     measured = Profile.load(path).require_model(chosen.deployment.model, path)
     folder = out or Path("out") / Path(scenario).stem
@@ -111,9 +102,10 @@ def run(
     study = None
     if runs:
         from sim.study.monte_carlo import around
+        from sim.study.runs.options import RunOptions
 
         with progress_bar("uncertainty") as report:
-            study = around(result, runs, progress=report)
+            study = around(result, runs, options=RunOptions(progress=report))
     with progress_bar("report") as report:
         written = write_outputs(result, folder, wanted, shown, lang, report, study)
     if as_json:
@@ -176,12 +168,12 @@ def open_app(
     headless: Annotated[bool, typer.Option(help="Don't open a browser.")] = False,
 ) -> None:
     """Open the web app (Streamlit) on this machine."""
-    script = Path(__file__).resolve().parents[2] / "app.py"
+    script = paths.data_dir() / "app.py"  # Streamlit reads the `.streamlit/` beside it
     command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
     command += ["--server.address", "127.0.0.1"]
     if headless or not sys.stdout.isatty():
         command += ["--server.headless", "true"]
-    raise typer.Exit(subprocess.call(command, cwd=script.parent))
+    raise typer.Exit(subprocess.call(command))
 
 
 def main() -> None:
@@ -197,10 +189,10 @@ def main() -> None:
         _fail("not enough memory for this much at once")
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk, a file that may not be read
+    except OSError as error:  # a full disk, an unreadable file
         _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     except Exception as error:
-        # Usage errors are click's, and which click is Typer's secret: they are known by what they can do, and by name.
+        # Usage errors are click's, and Typer may bundle its own click: they are recognised by their method.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
@@ -217,5 +209,5 @@ def _fail(message: str) -> NoReturn:
 
 
 def _names(words: str | None) -> list[str] | None:
-    """Names out of "one,two"; None when the option wasn't given."""
+    """The names in "one,two"; None when the option was not given."""
     return None if words is None else [name.strip() for name in words.split(",") if name.strip()]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from sim.cli.terminal import JsonFlag, print_grid, print_json, progress_bar
+from sim.cli.options import JsonFlag
+from sim.cli.terminal import print_grid, print_json, progress_bar
 
 if TYPE_CHECKING:
     from engine.usage.api_keys import ApiKey

@@ -1,4 +1,4 @@
-"""The commands `flywheel capacity` and `flywheel configure`: what a replica sustains, and what serves cheapest."""
+"""The commands `flywheel capacity` and `flywheel configure`: capacity of a replica, cheapest hardware for a load."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import typer
 
 from engine.errors import InputError
 from engine.utils.files import check_writable, write_atomically
-from sim.cli import load_options
-from sim.cli.terminal import JsonFlag, print_grid, print_json, print_table, progress_bar
+from sim.cli.load_options import LoadOptions, numbers_of, prices_of, split
+from sim.cli.options import JsonFlag, ProfileOption, with_options
+from sim.cli.terminal import print_grid, print_json, print_table, progress_bar
 from sim.i18n import numbers
 from sim.utils import paths
 
@@ -29,28 +30,17 @@ _AGAINST = {"ttft": "ttft_p95_s", "tpot": "tpot_p95_s", "e2e": "e2e_p95_s"}
 _PREDICTED = " (PREDICTED, not measured)"
 
 
+@with_options
 def capacity(
+    *,
     model: Annotated[str, typer.Option(help="Model whose profile is used.")] = "smollm2-135m",
-    profile: Annotated[
-        Path | None,
-        typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
-    ] = None,
+    profile: ProfileOption = None,
     fleet: Annotated[
-        Path | None, typer.Option(help="A whole fleet (YAML) instead of one replica of the profile.")
+        Path | None, typer.Option(help="Fleet file (YAML), instead of one replica of the profile.")
     ] = None,
-    traffic: load_options.TrafficOption = None,
-    workload: load_options.WorkloadOption = None,
-    trace: load_options.TraceOption = None,
-    conversations: load_options.ConversationsOption = None,
-    max_context_tokens: load_options.ContextOption = None,
-    ttft: load_options.TtftOption = None,
-    tpot: load_options.TpotOption = None,
-    e2e: load_options.E2eOption = None,
-    objective: load_options.ObjectivesOption = None,
-    percentile: load_options.PercentileOption = None,
-    met: load_options.MetOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the requests.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the table by load here (CSV).")] = None,
+    asked: LoadOptions,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the requests.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="CSV file of the table by load.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Find the highest rate that a replica (or a fleet) sustains within latency objectives."""
@@ -72,11 +62,11 @@ def capacity(
     else:
         chosen = replica_fleet(shown)
     limits = chosen.kinds[0].scheduler
-    longest = max_context_tokens
-    if trace is None:  # drawn lengths are cut to what fits, a record is taken as it is
+    longest = asked.max_context_tokens
+    if asked.trace is None:  # drawn lengths are cut to what fits, a record is taken as it is
         longest = chosen.longest_request_tokens(longest)
-    load = load_options.offered(traffic, workload, trace, conversations, longest, limits.block_tokens)
-    goal = load_options.goal(ttft, tpot, e2e, objective, percentile, met, load)
+    load = asked.offered(longest, limits.block_tokens)
+    goal = asked.goal(load)
     with progress_bar("capacity") as report:
         found = fleet_capacity(
             chosen, load, goal, seed=seed, progress=lambda part, what: report(0.9 * part, what)
@@ -98,44 +88,40 @@ def capacity(
     _print_capacity(chosen, load.name, kept, found, predicted, use)
 
 
+@with_options
 def configure(
+    *,
     model: Annotated[
-        str | None, typer.Argument(help="A published model: llama-3.1-8b …; left out with --profile alone.")
+        str | None,
+        typer.Argument(help="Published model, such as llama-3.1-8b; omit it with --profile alone."),
     ] = None,
     rate: Annotated[float, typer.Option(help="Requests per second to serve.")] = 1.0,
-    on: Annotated[str, typer.Option("--on", help='Accelerators of the catalog: "H100 SXM,L40S".')] = "",
-    precision: Annotated[str, typer.Option(help="Of the weights: bf16, fp8, fp4, int4.")] = "bf16",
-    tensor_parallel: Annotated[str, typer.Option(help="Accelerators that share a replica: 1,2,4,8.")] = "1",
-    engine: Annotated[str, typer.Option(help="Serve as these engines do: vllm, sglang, trtllm.")] = "vllm",
+    on: Annotated[
+        str, typer.Option("--on", help='Accelerators of the catalog, separated by commas: "H100 SXM,L40S".')
+    ] = "",
+    precision: Annotated[str, typer.Option(help="Precisions of the weights: bf16, fp8, fp4, int4.")] = "bf16",
+    tensor_parallel: Annotated[str, typer.Option(help="Accelerators per replica: 1,2,4,8.")] = "1",
+    engine: Annotated[str, typer.Option(help="Serving engines to predict: vllm, sglang, trtllm.")] = "vllm",
     source: Annotated[
-        Path | None, typer.Option("--from", help="Carry this measured profile over, instead of --engine.")
+        Path | None,
+        typer.Option("--from", help="Measured profile to scale to this hardware, instead of --engine."),
     ] = None,
     profile: Annotated[
-        list[Path] | None, typer.Option("--profile", help="A measured profile to compare with; repeatable.")
+        list[Path] | None, typer.Option("--profile", help="Measured profile to compare with; repeatable.")
     ] = None,
-    batch: Annotated[str, typer.Option(help="Most requests that run together: 64,256.")] = "256",
-    step_tokens: Annotated[str, typer.Option(help="Token budgets of a step: 2048,8192.")] = "8192",
+    batch: Annotated[str, typer.Option(help="Limits of requests that run together: 64,256.")] = "256",
+    step_tokens: Annotated[str, typer.Option(help="Limits of tokens per step: 2048,8192.")] = "8192",
     price: Annotated[
         list[str] | None,
-        typer.Option("--price", metavar="NAME=USD", help="Per hour and accelerator; repeatable."),
+        typer.Option("--price", metavar="NAME=USD", help="Price of an accelerator per hour; repeatable."),
     ] = None,
-    traffic: load_options.TrafficOption = None,
-    workload: load_options.WorkloadOption = None,
-    trace: load_options.TraceOption = None,
-    conversations: load_options.ConversationsOption = None,
-    max_context_tokens: load_options.ContextOption = None,
-    ttft: load_options.TtftOption = None,
-    tpot: load_options.TpotOption = None,
-    e2e: load_options.E2eOption = None,
-    objective: load_options.ObjectivesOption = None,
-    percentile: load_options.PercentileOption = None,
-    met: load_options.MetOption = None,
+    asked: LoadOptions,
     against: Annotated[str, typer.Option(help="Latency of the Pareto curve: ttft, tpot or e2e.")] = "e2e",
-    seed: Annotated[int, typer.Option(min=0, help="Of the requests.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write every configuration here (CSV).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the requests.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="CSV file of all configurations.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Find the cheapest hardware, parallelism, precision and batch limits for a load, and what speed would cost."""
+    """Find the cheapest hardware, parallelism, precision and batch limits for a load, and the cost of lower latency."""
     from engine.profile.profile import Profile
     from sim.capacity.configurations import measured_configurations, predicted_configurations
     from sim.capacity.goals import describe_goal
@@ -151,25 +137,22 @@ def configure(
         )
     if (model is None) != (not on):
         raise InputError('a model needs --on, as in: flywheel configure llama-3.1-8b --on "H100 SXM"')
-    running, tokens = (
-        load_options.numbers(batch, "--batch"),
-        load_options.numbers(step_tokens, "--step-tokens"),
-    )
-    load = load_options.offered(traffic, workload, trace, conversations, max_context_tokens)
-    goal = load_options.goal(ttft, tpot, e2e, objective, percentile, met, load)
+    running, tokens = numbers_of(batch, "--batch"), numbers_of(step_tokens, "--step-tokens")
+    load = asked.offered(asked.max_context_tokens)
+    goal = asked.goal(load)
     configurations = measured_configurations([Profile.load(path) for path in profile or []])
     refused: list[Refused] = []
     if model is not None:
         predicted, refused = predicted_configurations(
             model,
-            load_options.split(on, "--on"),
-            precisions=load_options.split(precision, "--precision"),
-            tensor_parallel=load_options.numbers(tensor_parallel, "--tensor-parallel"),
-            engines=load_options.split(engine, "--engine"),
+            split(on, "--on"),
+            precisions=split(precision, "--precision"),
+            tensor_parallel=numbers_of(tensor_parallel, "--tensor-parallel"),
+            engines=split(engine, "--engine"),
             source=None if source is None else Profile.load(source),
             max_running_requests=running,
             max_step_tokens=tokens,
-            prices_usd_per_hour=load_options.prices(price),
+            prices_usd_per_hour=prices_of(price),
         )
         configurations += predicted
     if not configurations:
@@ -259,7 +242,7 @@ def _print_capacity(
 
 
 def _by_load(found: CapacitySurface) -> list[list[str]]:
-    """Rows at round loads, and the one at the capacity."""
+    """Rows at round loads and at the capacity."""
     from sim.capacity.load_test import LOADS
 
     shares = sorted({*LOADS, found.capacity_rps / found.saturation_rps})

@@ -1,4 +1,4 @@
-"""The command `flywheel load`, and `flywheel profile --endpoint URL`: a server that is only seen from outside."""
+"""The command `flywheel load`, and `flywheel profile --endpoint URL`: a server measured from outside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 
 from engine.errors import InputError
 from engine.utils.files import check_writable, write_atomically
-from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar, save_and_show
+from sim.cli.options import JsonFlag
+from sim.cli.terminal import print_json, print_table, progress_bar, save_and_show
 from sim.i18n import numbers
 from sim.utils import paths
 
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from engine.loadtest.client import Endpoint
     from engine.loadtest.result import LoadResult
     from engine.profile.profile import Profile
-    from engine.profiling.endpoint import Known
+    from engine.profiling.endpoint_options import Known, SurveyOptions
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Its name at the server (default: the server's only one).")
+    str | None, typer.Option("--model", help="Name of the model at the server (default: its only model).")
 ]
 KeyOption = Annotated[
-    str | None, typer.Option("--key", envvar="OPENAI_API_KEY", help="Sent as a bearer token.")
+    str | None, typer.Option("--key", envvar="OPENAI_API_KEY", help="API key, sent as a bearer token.")
 ]
 ChatFlag = Annotated[
     bool, typer.Option("--chat", help="Use /v1/chat/completions instead of /v1/completions.")
@@ -39,39 +40,43 @@ _MEASURES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "late":
 
 
 def load(
-    url: Annotated[str, typer.Argument(help="The server, such as http://127.0.0.1:8000.")],
+    url: Annotated[str, typer.Argument(help="Address of the server, such as http://127.0.0.1:8000.")],
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests per second (default: 2; a trace's own). Scales a trace in time."),
+        typer.Option(
+            help="Requests per second (default: 2, or the trace's own); a trace is rescaled in time."
+        ),
     ] = None,
     requests: Annotated[
-        int | None, typer.Option(min=1, help="How many (default: 100, or all of a trace).")
+        int | None, typer.Option(min=1, help="Number of requests (default: 100, or all of a trace).")
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
-    output_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
-    arrivals: Annotated[str, typer.Option(help="poisson or constant.")] = "poisson",
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    arrivals: Annotated[str, typer.Option(help="Arrival process: poisson or constant.")] = "poisson",
     trace: Annotated[
-        Path | None, typer.Option(help="Arrivals and lengths from a trace, as `flywheel replay` reads it.")
+        Path | None,
+        typer.Option(help="Trace of arrivals and lengths, in a format that `flywheel replay` reads."),
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Closed loop: keep so many requests going instead of a rate.")
+        int | None,
+        typer.Option(min=1, help="Closed loop: keep this many requests in flight, instead of a rate."),
     ] = None,
     model: ModelOption = None,
     key: KeyOption = None,
     chat: ChatFlag = False,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Of the sampling.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Sampling temperature.")] = 0.0,
     goal: Annotated[
         list[str] | None,
-        typer.Option(help="Limit in seconds: ttft, tpot, e2e or itl; repeatable.", metavar="NAME=SECONDS"),
+        typer.Option(help="Latency limit: ttft, tpot, e2e or itl; repeatable.", metavar="NAME=SECONDS"),
     ] = None,
-    timeout_s: Annotated[float, typer.Option(help="Give a request up after this many seconds.")] = 600.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of arrivals and prompts.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write one CSV row per request here.")] = None,
+    timeout_s: Annotated[float, typer.Option(help="Seconds after which a request is abandoned.")] = 600.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="CSV file with one row per request.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Send an OpenAI-compatible server requests at fixed times, and measure what its clients feel."""
+    """Send requests to an OpenAI-compatible server at fixed times, and measure the latencies of its clients."""
     from engine.loadtest.client import Endpoint
-    from engine.loadtest.load import run_load
+    from engine.loadtest.load import LoadOptions, run_load
 
     goals = _goals(goal or [])
     if out is not None:
@@ -81,9 +86,7 @@ def load(
     offered = _offered(rate, requests, prompt_tokens, output_tokens, arrivals, trace, seed)
     endpoint = Endpoint(url, model, key, chat, temperature)
     with progress_bar("load", redraws_per_s=4.0) as report:
-        result = run_load(
-            endpoint, offered, concurrency=concurrency, timeout_s=timeout_s, seed=seed, progress=report
-        )
+        result = run_load(endpoint, offered, LoadOptions(concurrency, timeout_s, seed), report)
     if out is not None:
         write_atomically(out, result.requests.to_csv(index=False))
     _show(result, goals, url, out, as_json)
@@ -94,30 +97,26 @@ def load(
 def profile_endpoint(
     endpoint: Endpoint,
     known: Known,
+    options: SurveyOptions,
     out: Path | None,
     *,
-    budget_s: float,
-    max_concurrency: int,
     check: bool,
-    seed: int,
     as_json: bool,
 ) -> None:
-    """Measure a served model from outside, save its profile and say what is in it.
+    """Measure a served model from outside, save its profile and print it.
 
     Raises:
-        InputError: the server can't be reached, refuses, or too little is known of it.
+        InputError: the server can't be reached or refuses, or too little is known of it.
     """
     from engine.profiling.endpoint import measure_endpoint
 
     if out is not None:
         check_writable(out)
     with progress_bar(f"profile {endpoint.url}", redraws_per_s=4.0) as report:
-        measured = measure_endpoint(
-            endpoint, known, budget_s=budget_s, max_concurrency=max_concurrency, seed=seed, progress=report
-        )
+        measured = measure_endpoint(endpoint, known, options, report)
         if check:
             report(1.0, "checking with a backlog")
-            measured = checked_with_backlog(measured, endpoint, _CHECK_SHARE * budget_s, seed)
+            measured = checked_with_backlog(measured, endpoint, _CHECK_SHARE * options.budget_s, options.seed)
     name = measured.model.name
     save_and_show(
         measured, out or paths.measured_profiles_dir() / f"{name.replace('/', '--')}.json", name, as_json
@@ -131,15 +130,16 @@ def profile_endpoint(
 
 
 def checked_with_backlog(profile: Profile, endpoint: Endpoint, budget_s: float, seed: int = 0) -> Profile:
-    """The profile, with a backlog of requests served by the endpoint and replayed beside each other in its method.
+    """The profile with a check in its method: a backlog served by the endpoint, and the same backlog replayed.
 
-    Twice as many requests as may run, of varied lengths, all at once; fewer if that would take longer than `budget_s`.
+    The backlog is twice as many requests as may run at once, of varied lengths; fewer if its replay takes longer than
+    `budget_s` seconds.
     """
     import numpy as np
     import pandas as pd
 
-    from engine.loadtest.load import run_load
-    from sim.serving.replay import replay_with_stats
+    from engine.loadtest.load import LoadOptions, run_load
+    from sim.serving.replay import equal_replicas, replay_fleet
     from sim.validation.compare import Lengths
 
     config, most = profile.scheduler_config(), profile.model.max_context_tokens
@@ -147,12 +147,12 @@ def checked_with_backlog(profile: Profile, endpoint: Endpoint, budget_s: float, 
     lengths = Lengths().draw(count, np.random.default_rng(seed), min(most, config.cache_tokens))
     offered = pd.DataFrame({"arrived_s": 0.0, **lengths})
     while True:
-        frame, _ = replay_with_stats(offered, profile.step_time_model(), config)
+        frame, _ = replay_fleet(offered, equal_replicas(profile.step_time_model(), config))
         replayed_s = float(frame["finished_s"].max())
         if replayed_s <= budget_s or len(offered) <= 4:
             break
         offered = offered.iloc[: max(4, int(len(offered) * budget_s / replayed_s))]
-    result = run_load(endpoint, offered, seed=seed)
+    result = run_load(endpoint, offered, LoadOptions(seed=seed))
     done = result.requests[result.requests["status"] == "finished"]
     checked: dict[str, Any] = {"requests": len(offered), "finished": len(done), "replayed_s": replayed_s}
     if len(done):

@@ -1,7 +1,8 @@
-"""What is asked of a fleet, and what it must keep, from the words of a command line (see `sim.cli.capacity`)."""
+"""The load offered to a fleet and its latency objectives, as options of `flywheel capacity` and `configure`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,148 +11,146 @@ import typer
 from engine.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.capacity.goals import Goal, Measure
+    from sim.capacity.goals import Goal, Measure, Objective
     from sim.capacity.offered_load import OfferedLoad
 
-TrafficOption = Annotated[
-    str | None,
-    typer.Option("--traffic", help="Classes of requests: chat, or chat=0.7,code=0.3 (the default)."),
-]
-WorkloadOption = Annotated[
-    Path | None, typer.Option("--workload", help="Instead a generator that `flywheel fit` wrote.")
-]
-TraceOption = Annotated[
-    Path | None, typer.Option("--trace", help="Instead a recorded trace, its arrivals rescaled in time.")
-]
-ConversationsOption = Annotated[
-    str | None, typer.Option("--conversations", help="Instead conversations that grow: chat or agent.")
-]
-ContextOption = Annotated[
-    int | None, typer.Option("--max-context-tokens", min=2, help="Cut prompt and output together to this.")
-]
-TtftOption = Annotated[
-    float | None, typer.Option("--ttft", "--ttft-p95", help="Objective: time to first token, in seconds.")
-]
-TpotOption = Annotated[
-    float | None,
-    typer.Option("--tpot", "--tpot-p95", help="Objective: time per output token after it, in seconds."),
-]
-E2eOption = Annotated[
-    float | None, typer.Option("--e2e", "--e2e-p95", help="Objective: until the last token, in seconds.")
-]
-ObjectivesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--objective", help="Of one class: chat:ttft=1,tpot=0.05; repeatable.", metavar="CLASS:LIMITS"
-    ),
-]
-PercentileOption = Annotated[
-    str | None,
-    typer.Option("--percentile", help="What the objectives limit: a percentile, or mean (default: 95)."),
-]
-MetOption = Annotated[
-    float | None,
-    typer.Option("--met", help="Instead: this share of requests meets TTFT and TPOT both (goodput)."),
-]
-
 _DEFAULT_TRAFFIC = "chat=0.7,code=0.3"
-NO_LIMIT_S = 1e9
+_NO_LIMIT_S = 1e9
 
 
-def offered(
-    traffic: str | None,
-    workload: Path | None,
-    trace: Path | None,
-    conversations: str | None,
-    max_context_tokens: int | None,
-    block_tokens: int = 16,
-) -> OfferedLoad:
-    """The load that was asked for.
+@dataclass(frozen=True)
+class LoadOptions:
+    """The load offered to a fleet, and the latencies within which it must be served."""
 
-    Raises:
-        InputError: two kinds at once, or bad input of the one.
-    """
-    from sim.capacity.offered_load import conversation_load, fitted_load, trace_load, traffic_load
+    traffic: Annotated[
+        str | None, typer.Option(help="Classes of requests: chat, or chat=0.7,code=0.3 (the default).")
+    ] = None
+    workload: Annotated[
+        Path | None, typer.Option(help="Draw requests from a generator that `flywheel fit` wrote instead.")
+    ] = None
+    trace: Annotated[
+        Path | None, typer.Option(help="Use a recorded trace instead; its arrivals are rescaled in time.")
+    ] = None
+    conversations: Annotated[
+        str | None, typer.Option(help="Use growing conversations instead: chat or agent.")
+    ] = None
+    max_context_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Cut prompt and output together to this many tokens.")
+    ] = None
+    ttft: Annotated[
+        float | None,
+        typer.Option("--ttft", "--ttft-p95", help="Objective: time to first token, in seconds."),
+    ] = None
+    tpot: Annotated[
+        float | None,
+        typer.Option("--tpot", "--tpot-p95", help="Objective: time per output token after it, in seconds."),
+    ] = None
+    e2e: Annotated[
+        float | None,
+        typer.Option("--e2e", "--e2e-p95", help="Objective: time to the last token, in seconds."),
+    ] = None
+    objectives: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--objective",
+            metavar="CLASS:LIMITS",
+            help="Objectives of one class: chat:ttft=1,tpot=0.05; repeatable.",
+        ),
+    ] = None
+    percentile: Annotated[
+        str | None,
+        typer.Option(help="Statistic that the objectives limit: a percentile, or mean (default: 95)."),
+    ] = None
+    met: Annotated[
+        float | None,
+        typer.Option(help="Require instead that this share of requests meets TTFT and TPOT (goodput)."),
+    ] = None
 
-    given = [
-        name
-        for name, value in (
-            ("--traffic", traffic), ("--workload", workload), ("--trace", trace), ("--conversations", conversations)
-        )
-        if value is not None
-    ]  # fmt: skip
-    if len(given) > 1:
-        raise InputError(f"found {' and '.join(given)}, allowed is one of them")
-    if trace is not None:
-        from sim.traces.read import read_trace
+    def offered(self, max_context_tokens: int | None, block_tokens: int = 16) -> OfferedLoad:
+        """The load, with drawn lengths cut to `max_context_tokens`.
 
-        requests = read_trace(trace, max_context_tokens=max_context_tokens, block_tokens=block_tokens)
-        return trace_load(requests, trace.name)
-    if workload is not None:
-        from sim.traces.fit import FittedWorkload
+        Raises:
+            InputError: two kinds of load at once, or bad input of the one.
+        """
+        from sim.capacity.offered_load import conversation_load, fitted_load, trace_load, traffic_load
 
-        return fitted_load(FittedWorkload.load(workload), max_context_tokens=max_context_tokens)
-    if conversations is not None:
-        return conversation_load(
-            conversations, max_context_tokens=max_context_tokens, block_tokens=block_tokens
-        )
-    shares = shares_of(traffic or _DEFAULT_TRAFFIC)
-    return traffic_load(shares, max_context_tokens=max_context_tokens, block_tokens=block_tokens)
+        kinds = ("traffic", "workload", "trace", "conversations")
+        given = [f"--{kind}" for kind in kinds if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise InputError(f"found {' and '.join(given)}, allowed is one of them")
+        limits: dict[str, Any] = {"max_context_tokens": max_context_tokens, "block_tokens": block_tokens}
+        if self.trace is not None:
+            from sim.traces.read import read_trace
 
+            return trace_load(read_trace(self.trace, **limits), self.trace.name)
+        if self.workload is not None:
+            from sim.traces.fit import FittedWorkload
 
-def goal(
-    ttft: float | None,
-    tpot: float | None,
-    e2e: float | None,
-    objectives: list[str] | None,
-    percentile: str | None,
-    met: float | None,
-    load: OfferedLoad,
-) -> Goal:
-    """The goal that was asked for; without any, that of the traffic classes themselves.
+            return fitted_load(FittedWorkload.load(self.workload), max_context_tokens=max_context_tokens)
+        if self.conversations is not None:
+            return conversation_load(self.conversations, **limits)
+        return traffic_load(shares_of(self.traffic or _DEFAULT_TRAFFIC), **limits)
 
-    Raises:
-        InputError: none anywhere, or a bad one.
-    """
-    from sim.capacity.goals import Limit, MetShare, Objective, goal_of
+    def goal(self, load: OfferedLoad) -> Goal:
+        """The objectives as a goal; without any, those of the load's traffic classes.
 
-    of_classes: dict[str, dict[Measure, Any]] = {}
-    for words in objectives or []:
-        name, of_class = _of_class(words)
-        if name in of_classes:
-            raise InputError(f"--objective {words}: found the class {name} twice, allowed is once")
-        of_classes[name] = of_class
-    if met is not None:
-        if percentile is not None:
+        Raises:
+            InputError: no objective anywhere, or a bad one.
+        """
+        from sim.capacity.goals import Limit, goal_of
+
+        of_classes: dict[str, dict[Measure, Any]] = {}
+        for words in self.objectives or []:
+            name, of_class = _of_class(words)
+            if name in of_classes:
+                raise InputError(f"--objective {words}: found the class {name} twice, allowed is once")
+            of_classes[name] = of_class
+        if self.met is not None:
+            return self._met_share(self.met, of_classes)
+        statistic = _statistic(self.percentile or "95")
+        common: dict[Measure, Any] = {"ttft": self.ttft, "tpot": self.tpot, "e2e": self.e2e}
+        each: list[tuple[str | None, dict[Measure, Any]]] = [(None, common), *of_classes.items()]
+        limits = [
+            Limit(measure, statistic, limit_s, name)
+            for name, given in each
+            for measure, limit_s in given.items()
+            if limit_s is not None
+        ]
+        if limits:
+            return tuple(limits)
+        from sim.workload.traffic_classes import TRAFFIC_CLASSES
+
+        own = {each["name"]: TRAFFIC_CLASSES.get(each["name"]) for each in load.content.get("traffic", [])}
+        known = {name: kind for name, kind in own.items() if kind is not None}
+        if any(kind.ttft_p95_s or kind.tpot_p95_s for kind in known.values()):
+            return goal_of(known, statistic)
+        raise InputError("objectives: found none, give --ttft, --tpot, --e2e or --objective")
+
+    def _met_share(self, share: float, of_classes: dict[str, dict[Measure, Any]]) -> Goal:
+        from sim.capacity.goals import MetShare
+
+        if self.percentile is not None:
             raise InputError("found --met and --percentile, allowed is one of them")
-        if e2e is not None or any("e2e" in limits for limits in of_classes.values()):
+        if self.e2e is not None or any("e2e" in limits for limits in of_classes.values()):
             raise InputError("--met: counts requests by TTFT and TPOT, found --e2e; leave one of them out")
-        common = Objective(NO_LIMIT_S if ttft is None else ttft, NO_LIMIT_S if tpot is None else tpot)
-        if ttft is None and tpot is None and not of_classes:
+        if self.ttft is None and self.tpot is None and not of_classes:
             raise InputError("--met: found no limits to meet, give --ttft, --tpot or --objective")
         each = {
-            name: Objective(limits.get("ttft", common.ttft_p95_s), limits.get("tpot", common.tpot_p95_s))
+            name: objective(limits.get("ttft", self.ttft), limits.get("tpot", self.tpot))
             for name, limits in of_classes.items()
         }
-        return (MetShare(met, each or common),)
-    statistic = _statistic(percentile or "95")
-    common_limits: dict[Measure, Any] = {"ttft": ttft, "tpot": tpot, "e2e": e2e}
-    each_limits: list[tuple[str | None, dict[Measure, Any]]] = [(None, common_limits), *of_classes.items()]
-    limits = [
-        Limit(measure, statistic, limit_s, name)
-        for name, given in each_limits
-        for measure, limit_s in given.items()
-        if limit_s is not None
-    ]
-    if limits:
-        return tuple(limits)
-    from sim.workload.traffic_classes import TRAFFIC_CLASSES
+        return (MetShare(share, each or objective(self.ttft, self.tpot)),)
 
-    own = {each["name"]: TRAFFIC_CLASSES.get(each["name"]) for each in load.content.get("traffic", [])}
-    known = {name: kind for name, kind in own.items() if kind is not None}
-    if any(kind.ttft_p95_s or kind.tpot_p95_s for kind in known.values()):
-        return goal_of(known, statistic)
-    raise InputError("objectives: found none, give --ttft, --tpot, --e2e or --objective")
+
+def objective(ttft_s: float | None, tpot_s: float | None) -> Objective:
+    """The objective of these limits; None is no limit.
+
+    Raises:
+        InputError: a limit that is not above 0.
+    """
+    from sim.capacity.goals import Objective
+
+    return Objective(_NO_LIMIT_S if ttft_s is None else ttft_s, _NO_LIMIT_S if tpot_s is None else tpot_s)
 
 
 def shares_of(words: str) -> dict[str, float]:
@@ -163,8 +162,8 @@ def shares_of(words: str) -> dict[str, float]:
     return {name: 1.0 if number is None else number for name, number in pairs}
 
 
-def numbers(words: str, option: str) -> list[int]:
-    """Whole numbers ≥ 1 with commas between."""
+def numbers_of(words: str, option: str) -> list[int]:
+    """Whole numbers ≥ 1 of a text in which commas separate them."""
     found = []
     for word in split(words, option):
         if not word.isdecimal() or len(word) > 15 or int(word) < 1:
@@ -176,14 +175,14 @@ def numbers(words: str, option: str) -> list[int]:
 
 
 def split(words: str, option: str) -> list[str]:
-    """Words with commas between, each once."""
+    """The words of a text in which commas separate them, without repeats."""
     found = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     if not found:
         raise InputError(f"{option}: found nothing, allowed are names with commas between")
     return found
 
 
-def prices(pairs: list[str] | None) -> dict[str, float]:
+def prices_of(pairs: list[str] | None) -> dict[str, float]:
     """{accelerator: USD per hour} from NAME=USD."""
     found: dict[str, float] = {}
     for pair in pairs or []:

@@ -1,4 +1,4 @@
-"""The commands `flywheel loop`, the whole flywheel once, in small and for real, and `flywheel loop-value`."""
+"""The commands `flywheel loop`, one small round of the flywheel on real models, and `flywheel loop-value`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.terminal import JsonFlag, print_grid, print_json, print_table, progress_bar
+from sim.cli.options import DeviceOption, JsonFlag, ProfileOption, ScenarioArgument
+from sim.cli.terminal import print_grid, print_json, print_table, progress_bar
 from sim.cli.train import TextsArgument
 from sim.i18n import numbers
 from sim.utils import paths
@@ -21,28 +22,29 @@ def loop(
     texts: TextsArgument = None,
     users_text: Annotated[
         list[Path] | None,
-        typer.Option(help="What users write, a user per document; with texts of your own it is needed."),
+        typer.Option(help="Texts of users, one user per document; required with texts of your own."),
     ] = None,
     scenario: Annotated[
-        str, typer.Option(help="Its prices are earned, its assumptions compared with the measurement.")
+        str,
+        typer.Option(help="Scenario that gives the prices, and assumptions to compare with the measurement."),
     ] = "api_startup",
     quick: Annotated[
-        bool, typer.Option("--quick", help="About a fifth of the time; a less certain gain.")
+        bool, typer.Option("--quick", help="Take a fifth of the time; the gain is less certain.")
     ] = False,
     price_usd_per_hour: Annotated[
-        float | None, typer.Option(help="What this machine costs per hour (default: from the catalog).")
+        float | None, typer.Option(help="Cost of this machine per hour (default: from the catalog).")
     ] = None,
     consent_share: Annotated[
-        float, typer.Option(help="Users who let the company keep what they send.")
+        float, typer.Option(help="Share of users who allow the company to keep their text.")
     ] = 0.5,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder for the models, the usage log and the result.")] = Path(
+    device: DeviceOption = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of the models, the usage log and the result.")] = Path(
         "out/loop"
     ),
     seed: Annotated[int, typer.Option(help="Seed of users, weights and data order.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train, serve users over HTTP, collect what they allow, train again: the loss before and after."""
+    """Train, serve users over HTTP, collect text with consent, train again, and compare the losses."""
     from dataclasses import replace
 
     from engine.errors import InputError
@@ -81,7 +83,7 @@ def loop(
 
 
 def money_of(found: LoopReport, price_usd_per_hour: float, company: Scenario) -> dict[str, float]:
-    """What the round cost at the machine's price, and what it earned at the scenario's prices, in USD."""
+    """Cost of the round at the machine's price, and revenue at the scenario's prices, in USD."""
     market, hourly = company.market, price_usd_per_hour / 3600
     return {
         "first_training_usd": found.before.training_s * hourly,
@@ -159,13 +161,13 @@ def _number(value: Any) -> str:
 
 
 def loop_value(
-    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped one.")],
+    scenario: ScenarioArgument,
     seeds: Annotated[int, typer.Option(min=1, help="Runs to average over.")] = 8,
-    share: Annotated[float, typer.Option(help="Of users' text, by which it is scaled up and down.")] = 0.2,
-    profile: Annotated[Path | None, typer.Option(help="Profile of the served model.")] = None,
+    share: Annotated[float, typer.Option(help="Fraction by which users' text is scaled up and down.")] = 0.2,
+    profile: ProfileOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run a company with and without its loop: what users' text is worth, besides what users pay."""
+    """Run a company with and without its feedback loop, and report what users' text is worth."""
     from dataclasses import asdict
 
     from engine.profile.profile import Profile

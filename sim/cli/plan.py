@@ -1,4 +1,4 @@
-"""The command `flywheel plan`: how many accelerators a model needs."""
+"""The command `flywheel plan`: the number of accelerators a model needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.terminal import JsonFlag, print_grid, print_json, print_table, progress_bar
+from sim.cli.options import JsonFlag
+from sim.cli.terminal import print_grid, print_json, print_table, progress_bar
 from sim.i18n import numbers
 
 if TYPE_CHECKING:
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def plan(
-    model: Annotated[str, typer.Option(help="A published model: bloom-560m, llama-2-70b …, or its hub id.")],
+    model: Annotated[str, typer.Option(help="Published model, such as bloom-560m, or its hub id.")],
     on: Annotated[
-        str, typer.Option("--on", help="Accelerators of the catalog with commas between, or all.")
+        str, typer.Option("--on", help="Accelerators of the catalog, separated by commas, or all.")
     ] = "A100 SXM,H100 SXM",
-    rate: Annotated[float, typer.Option(help="Requests per second at the busiest time.")] = 5.0,
+    rate: Annotated[float, typer.Option(help="Requests per second at peak load.")] = 5.0,
     traffic: Annotated[str, typer.Option(help="Class of requests: chat, code, rag, agent …")] = "chat",
     ttft_p95: Annotated[
         float, typer.Option("--ttft-p95", help="Seconds to the first token, 95th percentile.")
@@ -28,25 +29,29 @@ def plan(
     tpot_p95: Annotated[
         float, typer.Option("--tpot-p95", help="Seconds per output token, 95th percentile.")
     ] = 0.1,
-    precision: Annotated[str, typer.Option(help="Of the weights served: bf16, fp8, fp4 or int4.")] = "bf16",
-    engine: Annotated[str, typer.Option(help="Serve as this engine does: vllm, sglang or trtllm.")] = "vllm",
+    precision: Annotated[
+        str, typer.Option(help="Precision of the served weights: bf16, fp8, fp4 or int4.")
+    ] = "bf16",
+    engine: Annotated[str, typer.Option(help="Serving engine to predict: vllm, sglang or trtllm.")] = "vllm",
     source: Annotated[
-        Path | None, typer.Option("--from", help="Carry this measured profile over, instead of --engine.")
+        Path | None,
+        typer.Option("--from", help="Measured profile to scale to this hardware, instead of --engine."),
     ] = None,
     tokens: Annotated[
-        float | None, typer.Option(help="To train on (default: as the published run, else 20 per parameter).")
+        float | None,
+        typer.Option(help="Training tokens (default: as the published run, else 20 per parameter)."),
     ] = None,
-    days: Annotated[float, typer.Option(help="In which training is to end.")] = 100.0,
-    budget_usd: Annotated[float | None, typer.Option(help="For training.")] = None,
+    days: Annotated[float, typer.Option(help="Days within which training must end.")] = 100.0,
+    budget_usd: Annotated[float | None, typer.Option(help="Budget for training.")] = None,
     mfu: Annotated[
-        float | None, typer.Option(help="Utilisation in training (default: that of published runs).")
+        float | None, typer.Option(help="MFU in training (default: that of published runs).")
     ] = None,
     price_usd_per_hour: Annotated[
-        float | None, typer.Option(help="Of one accelerator (default: list prices where known).")
+        float | None, typer.Option(help="Price of one accelerator (default: list prices where known).")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """How many accelerators does a model need, to serve a load and to be trained? Serving is predicted."""
+    """Compute how many accelerators a model needs to serve a load and to be trained. Serving is predicted."""
     from engine.profile.profile import Profile
     from sim.capacity.goals import Objective
     from sim.planner.plan import plan as make_plan

@@ -1,4 +1,4 @@
-"""The command `flywheel scaling`: measure loss(N, D) on a ladder of small trainings, for a scenario to use."""
+"""The command `flywheel scaling`: measure loss(N, D) with a ladder of small training runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import InputError
-from sim.cli.terminal import JsonFlag, print_grid, print_json, progress_bar
+from sim.cli.options import DeviceOption, JsonFlag
+from sim.cli.terminal import print_grid, print_json, progress_bar
 from sim.cli.train import LibraryOption, TextsArgument
 
 if TYPE_CHECKING:
     from engine.training.scaling_law import ScalingConstants
 
-# What the command takes unless told otherwise, and the app's Training lab always.
+# Defaults of the command; the app's Training lab always uses them.
 SIZES = "2x32,2x48,2x72,3x96"
 VOCAB_SIZE = 512
 LIBRARY_MB = 4.0
@@ -28,29 +29,39 @@ RECIPE: dict[str, Any] = {
 
 def scaling(
     texts: TextsArgument = None,
-    out: Annotated[Path, typer.Option(help="Where to write the law.")] = Path("out/scaling.json"),
-    sizes: Annotated[str, typer.Option(help="LAYERSxWIDTH of each model, at least three.")] = SIZES,
-    token_counts: Annotated[int, typer.Option(min=3, max=8, help="Each twice the one before.")] = 4,
-    minutes: Annotated[float, typer.Option(min=0.05, help="Time to train for, about.")] = 3.0,
+    out: Annotated[Path, typer.Option(help="JSON file of the fitted law.")] = Path("out/scaling.json"),
+    sizes: Annotated[
+        str, typer.Option(help="LAYERSxWIDTH of each model, separated by commas; at least three.")
+    ] = SIZES,
+    token_counts: Annotated[
+        int, typer.Option(min=3, max=8, help="Number of token counts per size; each is twice the one before.")
+    ] = 4,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Approximate training time in minutes.")] = 3.0,
     steps: Annotated[
         int | None,
-        typer.Option(min=2, help="Steps of the longest run instead of --minutes: the same law on each call."),
+        typer.Option(
+            min=2, help="Steps of the longest run, instead of --minutes; the law is then reproducible."
+        ),
     ] = None,
-    architecture: Annotated[str, typer.Option(help="bloom, llama or gpt2.")] = RECIPE["architecture"],
+    architecture: Annotated[str, typer.Option(help="Architecture: bloom, llama or gpt2.")] = RECIPE[
+        "architecture"
+    ],
     vocab_size: Annotated[
-        int, typer.Option(min=257, help="Of a byte-level BPE learnt from the texts.")
+        int, typer.Option(min=257, help="Vocabulary size of a byte-level BPE trained on the texts.")
     ] = VOCAB_SIZE,
-    batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = RECIPE[
+    batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = RECIPE[
         "batch_sequences"
     ],
-    sequence_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = RECIPE[
+    sequence_tokens: Annotated[int, typer.Option(min=2, help="Tokens per sequence.")] = RECIPE[
         "sequence_tokens"
     ],
     learning_rate: Annotated[
-        float, typer.Option(help="At width 64; falls with the root of the width.")
+        float, typer.Option(help="Learning rate at width 64; it falls with the square root of the width.")
     ] = RECIPE["learning_rate"],
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the products: float32 or bfloat16.")] = "float32",
+    device: DeviceOption = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Data type of matrix products: float32 or bfloat16.")
+    ] = "float32",
     library_mb: LibraryOption = LIBRARY_MB,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and bootstrap.")] = 0,
     as_json: JsonFlag = False,
@@ -60,7 +71,7 @@ def scaling(
     from engine.training.config import TrainConfig
     from engine.training.data import read_documents
     from engine.training.python_docs import standard_library
-    from engine.training.scaling_ladder import measure_law
+    from engine.training.scaling_ladder import LadderOptions, measure_law
 
     chosen = parse_sizes(sizes)
     config = TrainConfig(
@@ -76,16 +87,8 @@ def scaling(
     name = ", ".join(map(str, texts)) if texts else "Python's standard library"
     with progress_bar("scaling") as report, quiet():
         documents = read_documents(texts) if texts else standard_library(library_mb)
-        ladder = measure_law(
-            documents,
-            config,
-            chosen,
-            vocab_size=vocab_size,
-            token_counts=token_counts,
-            budget_s=60 * minutes,
-            text=name,
-            progress=report,
-        )
+        options = LadderOptions(chosen, token_counts, 60 * minutes, name)
+        ladder = measure_law(documents, config, options, vocab_size, report)
     ladder.save(out)
     found = ladder.to_json()
     keys = scenario_keys(ladder.law)
@@ -102,7 +105,7 @@ def scaling(
 
 
 def scenario_keys(law: ScalingConstants) -> dict[str, float]:
-    """The keys of a scenario that hold the constants of the law: dotted key to value."""
+    """The constants of the law as {dotted scenario key: value}."""
     return {
         "training.loss_irreducible": law.E,
         "training.loss_a": law.A,
@@ -113,7 +116,7 @@ def scenario_keys(law: ScalingConstants) -> dict[str, float]:
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
-    """(layers, width) of "2x32,3x96".
+    """[(layers, width)] of "2x32,3x96".
 
     Raises:
         InputError: a word is not LAYERSxWIDTH.

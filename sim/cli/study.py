@@ -1,4 +1,4 @@
-"""The command `flywheel study`: many runs of a company, for what may happen, what decides it, and what is best."""
+"""The commands `flywheel study …`: many runs of a company, for distributions, sensitivities and best settings."""
 
 from __future__ import annotations
 
@@ -9,23 +9,9 @@ import typer
 
 from engine.errors import InputError
 from sim.cli import study_search
-from sim.cli.study_search import (
-    OutOption,
-    ProfileOption,
-    RayAddressOption,
-    RayOption,
-    ScenarioArgument,
-    WorkersOption,
-)
-from sim.cli.terminal import (
-    JsonFlag,
-    SetOption,
-    parse_overrides,
-    print_grid,
-    print_json,
-    print_table,
-    progress_bar,
-)
+from sim.cli.options import ScenarioArgument, load_scenario, with_options
+from sim.cli.study_options import StudyOptions
+from sim.cli.terminal import print_grid, print_json, print_table
 from sim.i18n import numbers
 
 if TYPE_CHECKING:
@@ -33,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Many runs of a company: what may happen, what decides it, what is best.",
+    help="Run a company many times: distributions of outcomes, sensitivities, best settings, comparisons.",
 )
 
 
@@ -42,45 +28,37 @@ app = typer.Typer(
     epilog="Example: flywheel study monte-carlo api_startup --runs 1000 "
     "--until 'p(ruined) ± 1%' --target 'gross_margin_last12 >= 60%' --out out/study",
 )
+@with_options
 def monte_carlo(
     scenario: ScenarioArgument = "api_startup",
-    runs: Annotated[int, typer.Option(help="How many; with --until at most so many.")] = 1000,
+    runs: Annotated[int, typer.Option(help="Number of runs; with --until the maximum.")] = 1000,
     sampling: Annotated[str, typer.Option(help="Design of the draws: lhs, sobol or random.")] = "lhs",
     until: Annotated[
         list[str] | None,
-        typer.Option(help="Stop when this is known: 'cash_usd_end ± 5%', 'p(ruined) ± 1%'; repeatable."),
+        typer.Option(help="Stop at this precision: 'cash_usd_end ± 5%', 'p(ruined) ± 1%'; repeatable."),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="A condition whose probability is asked: 'cash_usd_min >= 0'; repeatable."),
+        typer.Option(help="Condition whose probability is estimated: 'cash_usd_min >= 0'; repeatable."),
     ] = None,
-    overrides: SetOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the study.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the study.")] = 0,
     same_world: Annotated[
-        bool, typer.Option("--same-world", help="Vary the assumptions alone: every run has one seed.")
+        bool, typer.Option("--same-world", help="Vary the assumptions alone: all runs share one seed.")
     ] = False,
-    workers: WorkersOption = None,
-    ray: RayOption = False,
-    ray_address: RayAddressOption = None,
-    profile: ProfileOption = None,
-    out: OutOption = None,
-    as_json: JsonFlag = False,
+    *,
+    options: StudyOptions,
 ) -> None:
-    """Run a company many times over its uncertain assumptions: percentiles, ruin, targets."""
+    """Run a company many times over its uncertain assumptions; report percentiles, ruin and targets."""
     from typing import cast
 
-    from engine.profile.profile import Profile
     from engine.utils.files import write_atomically
-    from sim.scenario.scenario import Scenario
     from sim.study.monte_carlo import monte_carlo as make
     from sim.study.sampling import Sampling
 
-    chosen = Scenario.load(scenario)
-    if overrides:
-        chosen = chosen.override(parse_overrides(overrides))
+    chosen, out = load_scenario(scenario, options.overrides), options.out
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, allowed: a folder")
-    with progress_bar(f"study {Path(scenario).stem}") as report:
+    with options.running(f"study {Path(scenario).stem}", "") as run_options:
         found = make(
             chosen,
             runs=runs,
@@ -89,15 +67,11 @@ def monte_carlo(
             until=until or (),
             targets=target or (),
             vary_world=not same_world,
-            profile=None if profile is None else Profile.load(profile),
-            workers=workers,
-            ray_address=study_search.ray_at(ray, ray_address),
-            folder=out,
-            progress=report,
+            options=run_options,
         )
     if out is not None:
         write_atomically(out / "summary.json", _as_json(found))
-    if as_json:
+    if options.as_json:
         print_json(found.summary())
         return
     show(found)
@@ -128,8 +102,8 @@ def _as_json(found: MonteCarlo) -> str:
 
 
 def show(found: MonteCarlo) -> None:
-    """Percentiles and probabilities, on the terminal."""
-    from sim.scenario.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
+    """Print percentiles and probabilities."""
+    from sim.scenario.metrics import MAIN_OUTCOMES, OUTCOMES, shown
 
     count = len(found.runs) - found.failed
     if not found.uncertain:
@@ -164,7 +138,7 @@ def show(found: MonteCarlo) -> None:
 
 
 def _with_width(name: str, mean: float, high: float) -> str:
-    from sim.scenario.outcomes import shown
+    from sim.scenario.metrics import shown
 
     if mean != mean:
         return numbers.UNKNOWN

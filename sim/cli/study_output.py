@@ -1,4 +1,4 @@
-"""How the answers of the search studies look in a terminal."""
+"""The results of `flywheel study` as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Row = dict[str, Any]
 
 
 def optimum(found: Optimum, title: str) -> None:
-    """The chosen settings beside the company as it is."""
+    """Print the chosen settings beside the scenario as it is."""
     from sim.study.levers import lever_key
 
     keys = [lever_key(text) for text in found.levers]
-    able = int(found.trials["feasible"].sum())
+    feasible = int(found.trials["feasible"].sum())
     print(
-        f"{title}: {len(found.trials)} candidates ({found.method}), {able} meet the conditions; "
+        f"{title}: {len(found.trials)} candidates ({found.method}), {feasible} meet the conditions; "
         f"{found.runs:,} runs"
     )
     if not len(found.chosen):
@@ -50,7 +50,7 @@ def optimum(found: Optimum, title: str) -> None:
 
 
 def goal_seek(found: GoalSeek, title: str) -> None:
-    """Where the outcome passes the target, or between what it stays; and the scan."""
+    """Print the values at which the outcome passes the target, or its range, and the scan."""
     lines = []
     for row in _rows(found.crossings):
         value = f"{row['value']:.6g} {found.unit}"
@@ -84,7 +84,7 @@ def goal_seek(found: GoalSeek, title: str) -> None:
 
 
 def comparison(found: Comparison) -> None:
-    """Every outcome of every scenario, with its difference to the first."""
+    """Print every outcome of every scenario with its difference to the first scenario."""
     lines: dict[str, list[str]] = {}
     for row in _rows(found.headline):
         text = _shown(row["outcome"], row["value"])
@@ -96,12 +96,12 @@ def comparison(found: Comparison) -> None:
 
 
 def explanation(found: Explanation) -> None:
-    """The terms of a difference, the largest first."""
+    """Print the terms of a difference, the largest first."""
     lines = []
     for bar in _rows(found.bars):
         error = bar["standard_error"]
-        told = numbers.UNKNOWN if math.isnan(error) else _shown(found.outcome, error)
-        lines.append([str(bar["term"]), _shown(found.outcome, bar["change"]), told])
+        shown = numbers.UNKNOWN if math.isnan(error) else _shown(found.outcome, error)
+        lines.append([str(bar["term"]), _shown(found.outcome, bar["change"]), shown])
     title = f"{found.outcome}, from {found.names[0]} to {found.names[1]} ({found.method}, {found.runs} runs)"
     print_grid(title, ["", "change", "standard error"], lines)
 
@@ -124,7 +124,7 @@ def _gain(goal: str, row: Row) -> str:
 
 def _shown(goal: str, value: float) -> str:
     from sim.scenario.conditions import parse_measure
-    from sim.scenario.outcomes import shown
+    from sim.scenario.metrics import shown
 
     measure = parse_measure(goal.removeprefix("max ").removeprefix("min "))
     return numbers.percent(value, 1) if measure.statistic == "probability" else shown(measure.outcome, value)

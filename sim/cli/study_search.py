@@ -1,76 +1,50 @@
-"""The commands `flywheel study sensitivity | optimise | goal-seek | compare`: causes, best choices, differences."""
+"""The commands `flywheel study sensitivity | optimise | goal-seek | compare`: one question per command."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sim.cli import study_output
-from sim.cli.terminal import JsonFlag, SetOption, parse_overrides, print_json, progress_bar
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from sim.scenario.scenario import Scenario
-    from sim.study.candidates import RunOptions
-
-ScenarioArgument = Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped one.")]
-ProfileOption = Annotated[
-    Path | None,
-    typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
-]
-WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Processes (default: one per core; 0: this one).")
-]
-RayOption = Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster.")]
-RayAddressOption = Annotated[
-    str | None,
-    typer.Option(help="Of the Ray cluster (default: the one of this machine, else one started here)."),
-]
-OutOption = Annotated[
-    Path | None, typer.Option(help="Folder for runs and tables; the same command again goes on from it.")
-]
+from sim.cli.options import ScenarioArgument, load_scenario, with_options
+from sim.cli.study_options import StudyOptions
+from sim.cli.terminal import print_json
 
 
+@with_options
 def sensitivity(
     scenario: ScenarioArgument = "api_startup",
     outcome: Annotated[
-        str, typer.Option(help="What it does to: cash_usd_end, gross_margin_last12, p(ruined) …")
+        str, typer.Option(help="Outcome: cash_usd_end, gross_margin_last12, p(ruined) …")
     ] = "cash_usd_end",
     method: Annotated[
-        str, typer.Option(help="tornado (one at a time), morris or sobol (all together).")
+        str, typer.Option(help="Method: tornado (one at a time), morris or sobol (all together).")
     ] = "tornado",
     keys: Annotated[
-        list[str] | None, typer.Option("--key", help="Only this assumption or section; repeatable.")
+        list[str] | None, typer.Option("--key", help="Vary only this assumption or section; repeatable.")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Runs per point, at common seeds (default: 4, else 1).")
     ] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Trajectories (morris) or base sample (sobol).")] = 64,
-    swing: Annotated[float, typer.Option(help="Up and down, of assumptions without a distribution.")] = 0.2,
-    top: Annotated[int, typer.Option(min=1, help="Sentences to print.")] = 10,
-    overrides: SetOption = None,
-    profile: ProfileOption = None,
-    workers: WorkersOption = None,
-    ray: RayOption = False,
-    ray_address: RayAddressOption = None,
-    out: OutOption = None,
-    as_json: JsonFlag = False,
+    samples: Annotated[int, typer.Option(min=2, help="Trajectories (morris) or base samples (sobol).")] = 64,
+    swing: Annotated[
+        float, typer.Option(help="Relative change of assumptions without a distribution.")
+    ] = 0.2,
+    top: Annotated[int, typer.Option(min=1, help="Number of assumptions to print.")] = 10,
+    *,
+    options: StudyOptions,
 ) -> None:
-    """Which assumptions decide an outcome? Each over its distribution, or ±20 % where it has none."""
+    """Rank assumptions by their effect on an outcome, each over its distribution, or ±20 % where it has none."""
     from typing import cast
 
     from sim.study.sensitivity import Method
     from sim.study.sensitivity import sensitivity as study
     from sim.study.wording import in_words
 
-    chosen = _load(scenario, overrides)
-    with _running("sensitivity", profile, workers, ray_at(ray, ray_address), out) as options:
+    chosen = load_scenario(scenario, options.overrides)
+    with options.running("sensitivity") as runs:
         found = study(
             chosen,
             outcome,
@@ -79,12 +53,12 @@ def sensitivity(
             seeds=seeds,
             samples=samples,
             swing=swing,
-            **options,
+            options=runs,
         )
     sentences = in_words(found, top)
-    content = {**_fields(found), "in_words": sentences}
-    _write(out, content, table=found.table, skipped=found.skipped)
-    if as_json:
+    content = {**vars(found), "in_words": sentences}
+    options.write(content, table=found.table, skipped=found.skipped)
+    if options.as_json:
         print_json(content)
         return
     print(
@@ -97,38 +71,42 @@ def sensitivity(
     print(f"{len(found.table)} assumptions varied, {len(found.skipped)} not (zero, or no room).")
 
 
+@with_options
 def optimise(
     scenario: ScenarioArgument = "api_startup",
     levers: Annotated[
         list[str] | None,
-        typer.Option("--vary", metavar="KEY=LOW..HIGH", help="A lever; add ' log', or list values: KEY=a,b."),
+        typer.Option(
+            "--vary",
+            metavar="KEY=LOW..HIGH",
+            help="Range of an assumption; add ' log', or list values: KEY=a,b; repeatable.",
+        ),
     ] = None,
     goals: Annotated[
-        list[str] | None, typer.Option("--goal", help="max or min and a measure; several: a Pareto front.")
+        list[str] | None,
+        typer.Option("--goal", help="max or min and a measure; several goals give a Pareto front."),
     ] = None,
     conditions: Annotated[
         list[str] | None,
-        typer.Option("--subject-to", help='"cash_usd_min >= 0" (in every run), "p(ruined) <= 5%".'),
+        typer.Option(
+            "--subject-to",
+            help='Constraint: "cash_usd_min >= 0" (in every run), "p(ruined) <= 5%"; repeatable.',
+        ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Candidates to try.")] = 100,
+    trials: Annotated[int, typer.Option(min=1, help="Number of candidates.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per candidate, at common seeds.")] = 4,
     fresh_seeds: Annotated[
-        int, typer.Option(min=2, help="Runs of what is chosen, at seeds that the search has not seen.")
+        int, typer.Option(min=2, help="Runs of the chosen candidates, at seeds that the search has not used.")
     ] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
-    overrides: SetOption = None,
-    profile: ProfileOption = None,
-    workers: WorkersOption = None,
-    ray: RayOption = False,
-    ray_address: RayAddressOption = None,
-    out: OutOption = None,
-    as_json: JsonFlag = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    *,
+    options: StudyOptions,
 ) -> None:
-    """Find the levers' best setting: price, plan mix, fleet, model, cadence, hiring; under conditions."""
+    """Find the best setting of price, plan mix, fleet, model, cadence or hiring, under constraints."""
     from sim.study.optimise import optimise as study
 
-    chosen = _load(scenario, overrides)
-    with _running("optimise", profile, workers, ray_at(ray, ray_address), out) as options:
+    chosen = load_scenario(scenario, options.overrides)
+    with options.running("optimise") as runs:
         found = study(
             chosen,
             levers or [],
@@ -138,51 +116,46 @@ def optimise(
             seeds=seeds,
             fresh_seeds=fresh_seeds,
             seed=seed,
-            **options,
+            options=runs,
         )
-    _write(out, _fields(found), trials=found.trials, chosen=found.chosen)
-    if as_json:
-        print_json(_fields(found))
+    options.write(vars(found), trials=found.trials, chosen=found.chosen)
+    if options.as_json:
+        print_json(vars(found))
     else:
         study_output.optimum(found, chosen.name)
 
 
+@with_options
 def goal_seek(
     scenario: ScenarioArgument = "api_startup",
-    change: Annotated[
-        str, typer.Option(help="The assumption to change.")
-    ] = "market.price_usd_per_mtok_output",
+    change: Annotated[str, typer.Option(help="Assumption to change.")] = "market.price_usd_per_mtok_output",
     until: Annotated[
-        str, typer.Option(help='"gross_margin_last12 = 0.7", "p(ruined) <= 5%" …')
+        str, typer.Option(help='Condition to reach: "gross_margin_last12 = 0.7", "p(ruined) <= 5%" …')
     ] = "profit_usd_total = 0",
     between: Annotated[
-        str, typer.Option(metavar="LOW..HIGH", help="Where to look; add ' log' for equal factors.")
+        str, typer.Option(metavar="LOW..HIGH", help="Range to search; add ' log' for a logarithmic scale.")
     ] = "0.1..5 log",
     seeds: Annotated[int, typer.Option(min=1, help="Runs per value, at common seeds.")] = 8,
     points: Annotated[int, typer.Option(min=2, help="Values in the first scan.")] = 13,
-    overrides: SetOption = None,
-    profile: ProfileOption = None,
-    workers: WorkersOption = None,
-    ray: RayOption = False,
-    ray_address: RayAddressOption = None,
-    out: OutOption = None,
-    as_json: JsonFlag = False,
+    *,
+    options: StudyOptions,
 ) -> None:
-    """At which price, load or cost does an outcome reach a value?"""
+    """Find the price, load or cost at which an outcome reaches a value."""
     from sim.study.goal_seek import goal_seek as study
     from sim.study.levers import parse_bounds
 
-    chosen = _load(scenario, overrides)
+    chosen = load_scenario(scenario, options.overrides)
     low, high, log = parse_bounds(between)
-    with _running("goal seek", profile, workers, ray_at(ray, ray_address), out) as options:
-        found = study(chosen, change, until, low, high, seeds=seeds, points=points, log=log, **options)
-    _write(out, _fields(found), crossings=found.crossings, scan=found.scan)
-    if as_json:
-        print_json({**_fields(found), "value": found.value})
+    with options.running("goal seek") as runs:
+        found = study(chosen, change, until, low, high, seeds=seeds, points=points, log=log, options=runs)
+    options.write(vars(found), crossings=found.crossings, scan=found.scan)
+    if options.as_json:
+        print_json({**vars(found), "value": found.value})
     else:
         study_output.goal_seek(found, chosen.name)
 
 
+@with_options
 def compare(
     scenarios: Annotated[
         list[str], typer.Argument(help="Two or more scenarios; the others are compared with the first.")
@@ -194,64 +167,40 @@ def compare(
         str | None, typer.Option(help="Explain by assumption, or by account (cash, profit, revenue).")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, at common seeds.")] = 8,
-    overrides: SetOption = None,
-    profile: ProfileOption = None,
-    workers: WorkersOption = None,
-    ray: RayOption = False,
-    ray_address: RayAddressOption = None,
-    out: OutOption = None,
-    as_json: JsonFlag = False,
+    *,
+    options: StudyOptions,
 ) -> None:
-    """Put scenarios side by side, and explain the difference of two by terms that add up."""
+    """Compare scenarios, and explain the difference of two by terms that add up."""
     from engine.errors import InputError
-    from engine.profile.profile import Profile
     from sim.study.compare import compare as study
     from sim.study.explain import explain_by_account, explain_by_assumption
 
     if by not in (None, "assumption", "account"):
         raise InputError(f"--by: found {by!r}, allowed: assumption or account")
-    loaded = {name: _load(file, overrides) for name, file in _names(scenarios).items()}
+    loaded = {name: load_scenario(file, options.overrides) for name, file in _names(scenarios).items()}
     names = list(loaded)
     pair = (names[0], names[-1] if len(names) < 2 else names[1])
     explanation = None
-    with _running(
-        "compare", profile, workers, ray_at(ray, ray_address), out and out / "side-by-side"
-    ) as options:
-        found = study(loaded, seeds=seeds, **options)
+    with options.running("compare", "side-by-side/runs") as runs:
+        found = study(loaded, seeds=seeds, options=runs)
     if explain is not None:
         a, b = (loaded[name] for name in pair)
-        if by == "account":
-            explanation = explain_by_account(
-                a,
-                b,
-                explain,
-                names=pair,
-                seeds=seeds,
-                profile=Profile.load(profile) if profile else None,
-            )
-        else:
-            with _running(
-                "explain", profile, workers, ray_at(ray, ray_address), out and out / "explain"
-            ) as options:
-                explanation = explain_by_assumption(a, b, explain, names=pair, seeds=seeds, **options)
-    content = {**_fields(found), "explanation": explanation}
+        with options.running("explain", "explain/runs") as runs:
+            if by == "account":
+                explanation = explain_by_account(a, b, explain, names=pair, seeds=seeds, profile=runs.profile)
+            else:
+                explanation = explain_by_assumption(a, b, explain, names=pair, seeds=seeds, options=runs)
+    content = {**vars(found), "explanation": explanation}
     tables = {"headline": found.headline, "monthly": found.monthly, "changes": found.changes}
     if explanation is not None:
         tables["explanation"] = explanation.bars
-    _write(out, content, **tables)
-    if as_json:
+    options.write(content, **tables)
+    if options.as_json:
         print_json(content)
         return
     study_output.comparison(found)
     if explanation is not None:
         study_output.explanation(explanation)
-
-
-def _load(scenario: str, overrides: list[str] | None) -> Scenario:
-    from sim.scenario.scenario import Scenario
-
-    chosen = Scenario.load(scenario)
-    return chosen.override(parse_overrides(overrides)) if overrides else chosen
 
 
 def _names(scenarios: list[str]) -> dict[str, str]:
@@ -260,49 +209,3 @@ def _names(scenarios: list[str]) -> dict[str, str]:
     return {
         (stem if stems.count(stem) == 1 else one): one for stem, one in zip(stems, scenarios, strict=True)
     }
-
-
-def ray_at(wanted: bool, address: str | None) -> str | None:
-    """Address for `run_points` from --ray and --ray-address: None without either."""
-    if address is None and wanted:
-        return "auto" if os.environ.get("RAY_ADDRESS") else "local"
-    return address
-
-
-@contextmanager
-def _running(
-    title: str, profile: Path | None, workers: int | None, ray_address: str | None, out: Path | None
-) -> Iterator[RunOptions]:
-    """Options of the runs, with a progress bar while they are made."""
-    from engine.profile.profile import Profile
-
-    measured = Profile.load(profile) if profile else None
-    with progress_bar(title) as report:
-        yield {
-            "profile": measured,
-            "workers": workers,
-            "ray_address": ray_address,
-            "folder": out / "runs" if out else None,
-            "progress": report,
-        }
-
-
-def _fields(found: Any) -> dict[str, Any]:
-    from dataclasses import fields
-
-    return {field.name: getattr(found, field.name) for field in fields(found)}
-
-
-def _write(out: Path | None, content: dict[str, Any], **tables: pd.DataFrame) -> None:
-    """result.json and each table as CSV, in the folder."""
-    import json
-
-    from engine.utils.files import write_atomically
-    from sim.utils.serialise import json_ready
-
-    if out is None:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "result.json", json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n")
-    for name, table in tables.items():
-        write_atomically(out / f"{name}.csv", table.to_csv(index=False))

@@ -1,4 +1,4 @@
-"""How the commands answer: a table for a person, or JSON for a script."""
+"""Output of the commands: tables, JSON, and progress bars."""
 
 from __future__ import annotations
 
@@ -6,55 +6,26 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from engine.errors import InputError
 from engine.utils import progress
 
 if TYPE_CHECKING:
     from engine.profile.profile import Profile
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a script to read.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one assumption; repeatable."),
-]
-
-
-def parse_overrides(pairs: list[str] | None) -> dict[str, Any]:
-    """`key=value` words to {dotted key: value}; values are read as YAML scalars, like in the file.
-
-    Raises:
-        InputError: no `key=value`, or a value that is not YAML.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    values: dict[str, Any] = {}
-    for pair in pairs or []:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set {pair}: found no KEY=VALUE; write for example --set horizon_months=24")
-        try:
-            values[key.strip()] = YAML(typ="safe", pure=True).load(text)
-        except YAMLError:
-            raise InputError(f"--set {pair}: the value {text!r} is not a YAML value") from None
-    return values
-
 
 def _console() -> Console:
-    """Standard output; a file or a pipe has no width, so it gets one that tables fit in."""
-    # Names of files and classes are shown as they are: brackets are no markup, colons no emoji.
+    """Standard output; a file or a pipe has no width, so it gets one wide enough for tables."""
+    # Names of files and classes are printed unchanged: brackets are no markup, colons no emoji.
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(width=120, markup=False, emoji=False)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print a result; numbers that JSON doesn't know become null."""
+    """Print a result as JSON; NaN and infinities become null."""
     from sim.utils.serialise import json_ready
 
     print(json.dumps(json_ready(value), indent=2))
@@ -82,12 +53,12 @@ def print_grid(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 
 def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> None:
-    """Write a profile to `target` and say what is in it."""
-    from engine.profile.profile import describe
+    """Write a profile to `target` and print its content."""
+    from sim.company.profile_rows import profile_rows
 
     target.parent.mkdir(parents=True, exist_ok=True)
     profile.save(target)
-    rows = describe(profile)
+    rows = profile_rows(profile)
     if as_json:
         print_json({"profile": str(target), "content_hash": profile.content_hash, **dict(rows)})
     else:
@@ -99,7 +70,7 @@ def save_and_show(profile: Profile, target: Path, model: str, as_json: bool) -> 
 def progress_bar(title: str, redraws_per_s: float = 10.0) -> Iterator[progress.Progress]:
     """A progress bar on standard error; yields report(fraction done, what is being done).
 
-    With 0 redraws per second it is drawn at reports only: drawing takes time from what is measured meanwhile.
+    With 0 redraws per second it is drawn at reports only, since drawing would disturb measurements.
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

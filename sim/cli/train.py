@@ -1,4 +1,4 @@
-"""The command `flywheel train`: texts in, a Transformer out, and a first sample from the engine that serves it."""
+"""The command `flywheel train`: train a Transformer on texts, and sample from it with the engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar
+from sim.cli.options import DeviceOption, JsonFlag
+from sim.cli.terminal import print_json, print_table, progress_bar
 
 SAMPLE_TOKENS = 40
 
@@ -18,34 +19,38 @@ TextsArgument = Annotated[
     ),
 ]
 LibraryOption = Annotated[
-    float, typer.Option(min=0.01, help="Million characters of the standard library at most.")
+    float, typer.Option(min=0.01, help="Most million characters of the standard library to use.")
 ]
 
 
 def train(
     texts: TextsArgument = None,
-    out: Annotated[Path, typer.Option(help="Folder for the model, its tokenizer and the report.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the model, its tokenizer and the report.")] = Path(
         "out/training"
     ),
-    architecture: Annotated[str, typer.Option(help="bloom, llama or gpt2.")] = "bloom",
+    architecture: Annotated[str, typer.Option(help="Architecture: bloom, llama or gpt2.")] = "bloom",
     layers: Annotated[int, typer.Option(min=1, help="Transformer layers.")] = 4,
     hidden_size: Annotated[int, typer.Option(min=8, help="Width of the residual stream.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 300,
-    batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 8,
+    batch_sequences: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8,
     sequence_tokens: Annotated[
-        int, typer.Option(min=2, help="Tokens of a sequence; the model's context.")
+        int, typer.Option(min=2, help="Tokens per sequence; the model's context length.")
     ] = 128,
-    learning_rate: Annotated[float, typer.Option(help="At the top of the cosine schedule.")] = 2e-3,
-    model: Annotated[str | None, typer.Option(help="Train this model further instead of a new one.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the cosine schedule.")] = 2e-3,
+    model: Annotated[str | None, typer.Option(help="Model to train further, instead of a new one.")] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Tokenizer of a model, or bpe:SIZE learnt from the texts (default: bpe:2048)."),
+        typer.Option(help="Tokenizer of a model, or bpe:SIZE trained on the texts (default: bpe:2048)."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the products: float32 or bfloat16.")] = "float32",
+    device: DeviceOption = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Data type of matrix products: float32 or bfloat16.")
+    ] = "float32",
     library_mb: LibraryOption = 20.0,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
-    prompt: Annotated[str, typer.Option(help="What the trained model continues in the end.")] = "Return the",
+    resume: Annotated[bool, typer.Option(help="Resume from the last checkpoint in --out.")] = False,
+    prompt: Annotated[
+        str, typer.Option(help="Prompt that the trained model continues at the end.")
+    ] = "Return the",
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -85,7 +90,7 @@ def train(
 
 
 def rows_of(trained: Any) -> list[tuple[str, str]]:
-    """What a training report tells a person."""
+    """A training report as (label, value) rows."""
     import math
 
     from sim.i18n import numbers

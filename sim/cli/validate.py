@@ -1,4 +1,4 @@
-"""The commands `flywheel validate serving` and `flywheel validate run`: predicted beside measured."""
+"""The commands `flywheel validate serving` and `flywheel validate run`: predictions compared with measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import typer
 
 from engine.errors import InputError
 from engine.utils.files import check_writable
-from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar
+from sim.cli.options import DeviceOption, JsonFlag, ProfileOption
+from sim.cli.terminal import print_json, print_table, progress_bar
 from sim.i18n import numbers
 from sim.utils import paths
 
@@ -18,33 +19,29 @@ if TYPE_CHECKING:
 
     from engine.profile.profile import Profile
 
-app = typer.Typer(no_args_is_help=True, help="Hold the simulator against what was measured.")
-
-ProfileOption = Annotated[
-    Path | None,
-    typer.Option("--profile", help="Profile to use instead of this machine's own or the shipped one."),
-]
-
+app = typer.Typer(no_args_is_help=True, help="Compare the simulator's predictions with measurements.")
 
 _DISTURBED_SHARE = 0.02  # of the measured time, in stalled steps
 
 
 @app.command(epilog="Example: flywheel validate serving --loads 0.3,0.6 --requests 50 --runs 1 --calibrate")
 def serving(
-    model: Annotated[str, typer.Option(help="Model to serve; its profile predicts.")] = "smollm2-135m",
+    model: Annotated[
+        str, typer.Option(help="Model to serve; its profile makes the prediction.")
+    ] = "smollm2-135m",
     profile: ProfileOption = None,
     loads: Annotated[
-        str, typer.Option(help="Shares of capacity, and burst; separated by commas.")
+        str, typer.Option(help="Shares of capacity, or burst, separated by commas.")
     ] = "0.3,0.6,0.85,burst",
     requests: Annotated[int, typer.Option(min=1, help="Requests in each run.")] = 200,
     runs: Annotated[int, typer.Option(min=1, help="Runs of each load; medians are compared.")] = 3,
     prompt_tokens: Annotated[float, typer.Option(min=1, help="Mean prompt length.")] = 128.0,
     output_tokens: Annotated[float, typer.Option(min=1, help="Mean output length.")] = 40.0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First calibrate the profile on runs of its own.")
+        bool, typer.Option("--calibrate", help="Calibrate the profile first, on separate runs.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the runs and the comparison.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the runs and the comparison.")] = Path(
         "out/validation"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals, lengths and tokens.")] = 0,
@@ -53,24 +50,16 @@ def serving(
     """Serve the same arrivals with the real engine and with the simulator, side by side."""
     from engine.profile.profile import Profile
     from sim.validation.compare import Lengths, parse_loads
-    from sim.validation.serving import validate_serving
+    from sim.validation.serving import ValidationOptions, validate_serving
 
     check_writable(out / "comparison.csv")
     chosen = parse_loads(loads)
     prior = Profile.load(paths.resolve_profile(model, profile))
+    options = ValidationOptions(
+        requests, runs, Lengths(prompt_tokens, output_tokens), calibrate, model, device, seed
+    )
     with progress_bar("validate serving", redraws_per_s=0) as report:
-        found = validate_serving(
-            prior,
-            chosen,
-            requests=requests,
-            runs=runs,
-            lengths=Lengths(prompt_tokens, output_tokens),
-            calibrate=calibrate,
-            model=model,
-            device=device,
-            seed=seed,
-            progress=report,
-        )
+        found = validate_serving(prior, chosen, options, report)
     found.save(out)
     if as_json:
         print_json(found.to_json())
@@ -98,26 +87,34 @@ def serving(
 def run(
     recorded: Annotated[
         Path,
-        typer.Argument(help="CSV: arrived_s,prompt_tokens,output_tokens,first_token_s,finished_s (seconds)."),
+        typer.Argument(
+            help="CSV with arrived_s,prompt_tokens,output_tokens,first_token_s,finished_s (seconds)."
+        ),
     ],
-    model: Annotated[str, typer.Option(help="Model whose profile predicts.")] = "smollm2-135m",
+    model: Annotated[str, typer.Option(help="Model whose profile makes the prediction.")] = "smollm2-135m",
     profile: ProfileOption = None,
     max_running_requests: Annotated[
-        int | None, typer.Option(min=1, help="Of that server (default: the profile's).")
+        int | None,
+        typer.Option(min=1, help="Most requests that run at once at that server (default: the profile's)."),
     ] = None,
     max_step_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Token budget of a step of that server.")
+        int | None, typer.Option(min=1, help="Token limit of a step of that server (default: the profile's).")
     ] = None,
-    kv_cache_tokens: Annotated[int | None, typer.Option(min=1, help="Room of its KV cache.")] = None,
+    kv_cache_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Size of that server's KV cache (default: the profile's).")
+    ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Learn from the first half, and judge by the second.")
+        bool,
+        typer.Option(
+            "--calibrate", help="Calibrate on the first half of the requests, evaluate on the second."
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Where to write the calibrated profile.")] = Path(
+    out: Annotated[Path, typer.Option(help="File of the calibrated profile.")] = Path(
         "out/profiles/calibrated.json"
     ),
     as_json: JsonFlag = False,
 ) -> None:
-    """Replay a run that another server made, and compare; --calibrate makes a profile of that server."""
+    """Replay a recorded run of another server and compare; --calibrate makes a profile of that server."""
     from dataclasses import replace
 
     from engine.profile.profile import Profile
@@ -175,7 +172,7 @@ def run(
 
 
 def _about_steps(steps: dict[str, float], scheduler_error: float) -> str:
-    """Whose fault an error is: the step-time model's, the scheduler's, or the machine's."""
+    """How much of an error comes from the step-time model, the scheduler and disturbances of the machine."""
     lines = [
         f"Single steps: the profile errs by {numbers.percent(steps['median_error'], 1)} (median), by "
         f"{numbers.percent(steps['bias'], 1)} in sum"

@@ -1,4 +1,4 @@
-"""The commands `flywheel fit` and `flywheel generate`: a generator from a trace, and requests from a generator."""
+"""The commands `flywheel fit` and `flywheel generate`: fit a request generator, draw requests from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 from engine.errors import InputError
 from engine.utils.files import check_writable
 from sim.cli.load_options import shares_of
-from sim.cli.terminal import JsonFlag, print_json, print_table, progress_bar
+from sim.cli.options import JsonFlag
+from sim.cli.terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from sim.traces.fit import FittedWorkload
@@ -18,17 +19,18 @@ if TYPE_CHECKING:
 
 def fit(
     trace: Annotated[
-        Path, typer.Argument(help="CSV or JSONL: our own columns, Azure, BurstGPT, Mooncake or Vidur.")
+        Path,
+        typer.Argument(
+            help="CSV or JSONL with arrived_s,prompt_tokens,output_tokens; or of Azure, BurstGPT, Mooncake, Vidur."
+        ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Write the generator here, as YAML or (by its name) JSON.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File of the generator, YAML or JSON by its name.")] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave bad lines out, and count them by reason.")
+        bool, typer.Option("--skip-bad", help="Skip bad lines and count them by reason.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fit a generator of requests to a trace, and show how well it fits."""
+    """Fit a generator of requests to a trace, and report its goodness of fit."""
     from sim.traces import fit as trace_fit
     from sim.traces.read import read_trace_report
 
@@ -55,18 +57,24 @@ def fit(
 def generate(
     workload: Annotated[
         str,
-        typer.Argument(help="A file that `flywheel fit` wrote, or classes: chat, or chat=0.7,code=0.3."),
+        typer.Argument(
+            help="Generator that `flywheel fit` wrote, or traffic classes: chat, or chat=0.7,code=0.3."
+        ),
     ],
     rate: Annotated[
         float | None, typer.Option(help="Requests per second (default: the trace's, or 1).")
     ] = None,
-    requests: Annotated[int | None, typer.Option(min=1, max=100_000_000, help="How many.")] = None,
-    duration: Annotated[float | None, typer.Option(help="Or for how long, in seconds.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random streams.")] = 0,
-    max_context_tokens: Annotated[
-        int | None, typer.Option(help="Cut prompt and output together to this.")
+    requests: Annotated[
+        int | None, typer.Option(min=1, max=100_000_000, help="Number of requests (default: 1000).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where to write them, as CSV or (by its name) JSONL.")] = Path(
+    duration: Annotated[
+        float | None, typer.Option(help="Duration in seconds, instead of a number of requests.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random streams.")] = 0,
+    max_context_tokens: Annotated[
+        int | None, typer.Option(help="Cut prompt and output together to this many tokens.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="File of the requests, CSV or JSONL by its name.")] = Path(
         "requests.csv"
     ),
     as_json: JsonFlag = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.utils.message import Message
 from sim.i18n.translate import mark
 from sim.scenario.fields import leaves, source_of, unit_of
 
@@ -37,8 +38,9 @@ def assumptions(scenario: Scenario, profile: Profile, surface: CapacitySurface) 
 
 def _from_profile(scenario: Scenario, profile: Profile, surface: CapacitySurface) -> list[Assumption]:
     hardware = profile.hardware
-    origin = f"profile {profile.content_hash[:12]} on {hardware.name}"
-    simulated = f"request-level simulation on {origin}"
+    parts = {"hash": profile.content_hash[:12], "machine": hardware.name}
+    origin = Message("profile {hash} on {machine}", **parts)
+    simulated = Message("request-level simulation on profile {hash} on {machine}", **parts)
     fit, date = profile.fit, profile.created_at[:10]
     found = [
         Assumption(key, value, unit, origin, date, profile.kind)

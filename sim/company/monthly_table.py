@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
 from sim.accounting import saas_metrics
 from sim.accounting.ledger import HOURS_PER_MONTH, MICRO_PER_USD
-from sim.accounting.parties import cohort_of
+from sim.accounting.parties import read_party
 from sim.accounting.saas_metrics import FloatArray
 from sim.accounting.statements import Statements
 from sim.stages.finance.funding import founders_share
@@ -74,85 +76,128 @@ def month_labels(start_month: str, months: int) -> list[str]:
     return [f"{index // 12:04d}-{index % 12 + 1:02d}" for index in range(first, first + months)]
 
 
+@dataclass(frozen=True)
+class _Sources:
+    """What the columns are made of: statements [months] and what the stages recorded."""
+
+    world: World
+    income: pd.DataFrame
+    cash: pd.DataFrame
+    balance: pd.DataFrame
+
+    def money(self, *accounts: str) -> FloatArray:
+        """Sum of lines of the income statement, USD per month."""
+        zero = np.zeros(self.world.months)
+        return np.asarray(sum((self.income[account].to_numpy() for account in accounts), zero))
+
+    def seen(self, name: str) -> FloatArray:
+        """What stages recorded under this name; zeros when none did."""
+        return self.world.records.get(name, np.zeros(self.world.months))
+
+    def free_cash_flow(self) -> FloatArray:
+        """Operating plus investing cash flow, USD per month."""
+        return np.asarray(self.cash["operating_cash_flow"] + self.cash["investing_cash_flow"])
+
+
 def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
-    """All monthly figures; units stand in the column names, shares are fractions, undefined is NaN."""
-    months = world.months
-    income, cash = statements.income(), statements.cash_flow()
-    zero = np.zeros(months)
+    """All monthly figures; units stand in the column names, shares are fractions, undefined is NaN.
 
-    def money(*accounts: str) -> FloatArray:
-        return np.asarray(sum((income[account].to_numpy() for account in accounts), zero))
-
-    def seen(name: str) -> FloatArray:
-        return world.records.get(name, zero)
-
-    revenue, cogs = money("total_revenue"), money("total_cogs")
-    margin = saas_metrics.divide(revenue - cogs, revenue)
-    mrr = money(*saas_metrics.MRR_ACCOUNTS)
-    billed, churned = seen("billed_customers"), seen("churned_customers")
-    new = seen("new_customers")
-    arpu = saas_metrics.divide(mrr, billed)
-    # CAC and LTV look at three months: one quiet month would otherwise divide by almost nothing.
-    cac = saas_metrics.divide(
-        saas_metrics.trailing(money(*saas_metrics.SALES_ACCOUNTS)), saas_metrics.trailing(new)
+    Returns:
+        One row per month. Months are text ("2026-01"), counts of customers and the model's version integers.
+    """
+    sources = _Sources(world, statements.income(), statements.cash_flow(), statements.balance_sheet())
+    frame = pd.DataFrame(
+        {
+            "month": statements.labels,
+            **_income(sources),
+            **_cash(sources),
+            **_customers(sources),
+            **_service_and_model(sources),
+            **_accounts(sources),
+            "rule_of_40": _rule_of_40(sources.money("total_revenue"), sources.free_cash_flow()),
+            **{name: sources.seen(name) for name in STAGE_COLUMNS},
+        }
     )
-    churn_3 = saas_metrics.divide(saas_metrics.trailing(churned), saas_metrics.trailing(billed))
-    margin_3 = saas_metrics.divide(saas_metrics.trailing(revenue - cogs), saas_metrics.trailing(revenue))
-    ltv = saas_metrics.divide(arpu * margin_3, churn_3)
-    free_cash_flow = (cash["operating_cash_flow"] + cash["investing_cash_flow"]).to_numpy()
-    net_burn = -free_cash_flow
-    closing_cash = cash["closing_cash"].to_numpy()
-    serving = money(*SERVING_ACCOUNTS)
-    sheet = statements.balance_sheet()
-    depreciation = cash["depreciation"].to_numpy()
-    mtok = (seen("prompt_tokens") + seen("output_tokens")) / 1e6
-    nrr, grr = _retention(world)
-    columns: dict[str, object] = {
-        "month": statements.labels,
+    counts = ["customers", "customers_free", "new_customers", "churned_customers", "trial_customers"]
+    frame[counts] = frame[counts].astype(np.int64)
+    return frame
+
+
+def _income(sources: _Sources) -> dict[str, FloatArray]:
+    """Revenue, costs and profit."""
+    money = sources.money
+    revenue, cogs = money("total_revenue"), money("total_cogs")
+    return {
         "revenue_usd": revenue,
         "revenue_tokens_usd": money("revenue_tokens"),
         "revenue_seats_usd": money("revenue_seats"),
         "revenue_services_usd": money("revenue_services"),
-        "compute_serving_usd": serving,
+        "compute_serving_usd": money(*SERVING_ACCOUNTS),
         "compute_training_usd": money(*TRAINING_ACCOUNTS),
         "data_usd": money("data"),
         "support_usd": money("support", "people_support"),
         "payment_fees_usd": money("payment_fees"),
         "cogs_usd": cogs,
         "gross_profit_usd": revenue - cogs,
-        "gross_margin": margin,
+        "gross_margin": saas_metrics.divide(revenue - cogs, revenue),
         "people_usd": money("people_research", "people_sales", "people_general", "people_support"),
         "marketing_usd": money("marketing"),
         "other_opex_usd": money("other_opex"),
         "opex_usd": money("total_opex"),
         "net_income_usd": money("net_income"),
-        "cash_usd": closing_cash,
-        "net_burn_usd": net_burn,
-        "runway_months": [
-            saas_metrics.runway_months(closing_cash[m], net_burn[: m + 1]) for m in range(months)
-        ],
+    }
+
+
+def _cash(sources: _Sources) -> dict[str, object]:
+    """Cash, burn and runway."""
+    closing, burn = sources.cash["closing_cash"].to_numpy(), -sources.free_cash_flow()
+    runway = [saas_metrics.runway_months(cash, burn[: month + 1]) for month, cash in enumerate(closing)]
+    return {"cash_usd": closing, "net_burn_usd": burn, "runway_months": runway}
+
+
+def _customers(sources: _Sources) -> dict[str, object]:
+    """Recurring revenue, customers and what they are worth.
+
+    CAC, LTV and burn multiple look at three months: one quiet month would otherwise divide by almost nothing.
+    """
+    money, seen = sources.money, sources.seen
+    trailing, divide = saas_metrics.trailing, saas_metrics.divide
+    revenue, cogs, mrr = money("total_revenue"), money("total_cogs"), money(*saas_metrics.MRR_ACCOUNTS)
+    billed, churned, new = seen("billed_customers"), seen("churned_customers"), seen("new_customers")
+    arpu = divide(mrr, billed)
+    margin_3 = divide(trailing(revenue - cogs), trailing(revenue))
+    cac = divide(trailing(money(*saas_metrics.SALES_ACCOUNTS)), trailing(new))
+    ltv = divide(arpu * margin_3, divide(trailing(churned), trailing(billed)))
+    burnt, gained = trailing(-sources.free_cash_flow()), 12 * _gain(mrr, saas_metrics.TRAILING_MONTHS)
+    nrr, grr = _retention(sources.world)
+    return {
         "mrr_usd": mrr,
         "arr_usd": 12 * mrr,
         "customers": seen("customers"),
         "customers_free": seen("customers_free"),
         "new_customers": new,
         "churned_customers": churned,
-        "churn_rate": saas_metrics.divide(churned, billed),
+        "churn_rate": divide(churned, billed),
         "nrr": nrr,
         "grr": grr,
         "cac_usd": cac,
         "ltv_usd": ltv,
-        "ltv_to_cac": saas_metrics.divide(ltv, cac),
+        "ltv_to_cac": divide(ltv, cac),
         "cac_payback_months": [
             saas_metrics.cac_payback_months(c, a, g) for c, a, g in zip(cac, arpu, margin_3, strict=True)
         ],
         "burn_multiple": [
-            saas_metrics.burn_multiple(float(b), float(a))
-            for b, a in zip(
-                saas_metrics.trailing(net_burn), 12 * _gain(mrr, saas_metrics.TRAILING_MONTHS), strict=True
-            )
+            saas_metrics.burn_multiple(float(b), float(a)) for b, a in zip(burnt, gained, strict=True)
         ],
         "arpu_usd": arpu,
+    }
+
+
+def _service_and_model(sources: _Sources) -> dict[str, object]:
+    """Requests, replicas, latency and cost of serving; the model and its data."""
+    money, seen = sources.money, sources.seen
+    mtok = (seen("prompt_tokens") + seen("output_tokens")) / 1e6
+    return {
         "requests": seen("requests"),
         "prompt_tokens": seen("prompt_tokens"),
         "output_tokens": seen("output_tokens"),
@@ -163,8 +208,8 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "utilisation": seen("utilisation"),
         "ttft_p95_s": seen("ttft_p95_s"),
         "tpot_p95_s": seen("tpot_p95_s"),
-        "serving_cost_usd_per_mtok": saas_metrics.divide(serving, mtok),
-        "price_usd_per_mtok": saas_metrics.divide(mrr, mtok),
+        "serving_cost_usd_per_mtok": saas_metrics.divide(money(*SERVING_ACCOUNTS), mtok),
+        "price_usd_per_mtok": saas_metrics.divide(money(*saas_metrics.MRR_ACCOUNTS), mtok),
         "energy_kwh": seen("energy_kwh"),
         "model_version": seen("model_version").astype(np.int64),
         "model_loss": seen("model_loss"),
@@ -173,6 +218,14 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "data_pool_tokens": seen("data_pool_tokens"),
         "feedback_tokens": seen("feedback_tokens"),
         "training_flop": seen("training_flop"),
+    }
+
+
+def _accounts(sources: _Sources) -> dict[str, object]:
+    """Single lines of the statements, balances, and what is sold but not yet earned."""
+    money, seen, balance = sources.money, sources.seen, sources.balance
+    depreciation = sources.cash["depreciation"].to_numpy()
+    return {
         "reserved_usd": money("serving_reserved"),
         "on_demand_usd": money("serving_on_demand"),
         "headcount": seen("headcount"),
@@ -188,31 +241,25 @@ def monthly_table(world: World, statements: Statements) -> pd.DataFrame:
         "operating_income_usd": money("operating_income"),
         "interest_usd": money("total_interest"),
         "income_tax_usd": money("income_tax"),
-        "capex_usd": 0.0 - cash["investing_cash_flow"].to_numpy(),
-        "free_cash_flow_usd": free_cash_flow,
-        "receivable_usd": (sheet["receivable"] + sheet["bad_debt_allowance"]).to_numpy(),
-        "payable_usd": sheet["payable"].to_numpy(),
-        "deferred_revenue_usd": sheet["deferred_revenue"].to_numpy(),
-        "debt_usd": sheet["debt"].to_numpy(),
+        "capex_usd": 0.0 - sources.cash["investing_cash_flow"].to_numpy(),
+        "free_cash_flow_usd": sources.free_cash_flow(),
+        "receivable_usd": (balance["receivable"] + balance["bad_debt_allowance"]).to_numpy(),
+        "payable_usd": balance["payable"].to_numpy(),
+        "deferred_revenue_usd": balance["deferred_revenue"].to_numpy(),
+        "debt_usd": balance["debt"].to_numpy(),
         "backlog_usd": seen("backlog_usd"),
         "tax_losses_usd": seen("tax_losses_usd"),
         "trial_customers": seen("trial_customers"),
         "billed_tokens": seen("billed_tokens"),
         "free_tokens": seen("free_tokens"),
         "failed_tokens": seen("failed_tokens"),
-        "rule_of_40": _rule_of_40(revenue, free_cash_flow),
-        **{name: seen(name) for name in STAGE_COLUMNS},
     }
-    frame = pd.DataFrame(columns)
-    counts = ["customers", "customers_free", "new_customers", "churned_customers", "trial_customers"]
-    frame[counts] = frame[counts].astype(np.int64)
-    return frame
 
 
 def _retention(world: World) -> tuple[FloatArray, FloatArray]:
     """NRR and GRR by month, over the cohorts of all plans as the ledger knows them."""
     by_party = world.ledger.monthly_by_party(saas_metrics.MRR_ACCOUNTS, world.months)
-    keys = [cohort_of(name) for name in by_party]
+    keys = [(str(plan), cohort) for plan, cohort in map(read_party, by_party) if cohort is not None]
     nothing = np.zeros((0, world.months))
     mrr = np.stack(list(by_party.values())) / MICRO_PER_USD if keys else nothing
     customers = np.stack([world.billed[plan][cohort] for plan, cohort in keys]) if keys else nothing

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InputError
+from sim.company.profile_rows import profile_rows
+from sim.i18n.translate import mark, tr
 
 if TYPE_CHECKING:
     from sim.company.simulate import Result
@@ -20,26 +22,24 @@ def program_version() -> str:
     try:
         return version("model-flywheel")
     except PackageNotFoundError:
-        return "a checkout that is not installed"
+        return mark("a checkout that is not installed")
 
 
 def provenance_rows(result: Result) -> list[tuple[str, str]]:
-    """(label, words) about the profile first, then about the run."""
-    from engine.profile.profile import describe
-
+    """(label, words) about the profile first, then about the run, in the language of the moment."""
     profile = result.profile
     software = ", ".join(f"{name} {number}" for name, number in profile.software.items())
     method = ", ".join(f"{name}: {value}" for name, value in profile.method.items())
     return [
-        *describe(profile),
-        ("Measured on" if profile.kind == "measured" else "Predicted on", profile.created_at),
-        ("Software of the profile", software),
-        ("Method", method),
-        ("Profile hash", profile.content_hash),
-        ("Scenario hash", result.scenario.content_hash),
-        ("Ledger hash", result.ledger.content_hash()),
-        ("Seed", str(result.seed)),
-        ("Program version", program_version()),
+        *profile_rows(profile),
+        (tr("Measured on") if profile.kind == "measured" else tr("Predicted on"), profile.created_at),
+        (tr("Software of the profile"), software),
+        (tr("Method"), method),
+        (tr("Profile hash"), profile.content_hash),
+        (tr("Scenario hash"), result.scenario.content_hash),
+        (tr("Ledger hash"), result.ledger.content_hash()),
+        (tr("Seed"), str(result.seed)),
+        (tr("Program version"), tr(program_version())),
     ]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from simpy.events import ProcessGenerator
 
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 from sim.accounting.ledger import HOURS_PER_MONTH, Ledger
 from sim.accounting.statements import Statements
@@ -24,6 +25,8 @@ from sim.company import tables
 from sim.company.assumptions import Assumption, assumptions
 from sim.company.monthly_table import headline, month_labels, monthly_table
 from sim.company.tables import Facts
+from sim.i18n.event_messages import event_in_words
+from sim.i18n.translate import speaking
 from sim.stages.data import stage as data
 from sim.stages.deployment import rollout
 from sim.stages.deployment import stage as deployment
@@ -45,7 +48,8 @@ _SURFACE_SHARE = 0.8  # of the progress bar: the surface may take seconds, the m
 class Result:
     """One run of one company.
 
-    `monthly`: one row per month, units in the column names. `events`: month_index, day, stage, what.
+    `monthly`: one row per month, units in the column names. `events`: month_index, day, stage, what (an English
+    sentence), kind and values (numbers and names, a dict), see `sim.i18n.event_messages.EVENTS`.
     `daily_fleet`: month_index, hour_of_day, demand_rps, replicas_reserved, replicas_on_demand, utilisation
     (mean over the week). `loop`: what flowed round the flywheel over the whole run, see `_loop`. The tables of
     `sim.company.tables` are made when first asked for.
@@ -144,7 +148,7 @@ def simulate(
     world.env.run(until=world.months * HOURS_PER_MONTH)
     statements = Statements(world.ledger, month_labels(scenario.start_month, world.months))
     table = monthly_table(world, statements)
-    report(1.0, "done")
+    report(1.0, Message("done"))
     return Result(
         scenario=scenario,
         seed=world.seed,
@@ -201,15 +205,23 @@ def _tell(world: World, report: Progress) -> ProcessGenerator:
     for month in range(world.months):
         yield world.until(month, 0)
         done = _SURFACE_SHARE + (1 - _SURFACE_SHARE) * month / world.months
-        report(done, f"month {month + 1} of {world.months}")
+        report(done, Message("month {month} of {months}", month=month + 1, months=world.months))
 
 
 def _events(world: World) -> pd.DataFrame:
-    rows = [
-        (int(hour // HOURS_PER_MONTH), int(hour % HOURS_PER_MONTH // 24) + 1, stage, what)
-        for hour, stage, what in world.events
-    ]
-    return pd.DataFrame(rows, columns=["month_index", "day", "stage", "what"])
+    with speaking("en"):
+        rows = [
+            (
+                int(hour // HOURS_PER_MONTH),
+                int(hour % HOURS_PER_MONTH // 24) + 1,
+                stage,
+                event_in_words(kind, values),
+                kind,
+                values,
+            )
+            for hour, stage, kind, values in world.events
+        ]
+    return pd.DataFrame(rows, columns=["month_index", "day", "stage", "what", "kind", "values"])
 
 
 def _daily_fleet(world: World) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sim.accounting import saas_metrics
 from sim.accounting.ledger import HOURS_PER_MONTH, MICRO_PER_USD
-from sim.accounting.parties import advertisers
+from sim.accounting.parties import PLAN_ACCOUNTS, advertising_party, read_party
 from sim.accounting.saas_metrics import FloatArray
 from sim.scenario.plans import is_paying, plan_key, segments_of
 
@@ -110,7 +110,9 @@ def segment_table(facts: Facts) -> pd.DataFrame:
         free = [key for key, pays in keys.items() if not pays]
         billed, lost, new = (_sum(facts, paying, what) for what in ("billed", "lost", "new"))
         mrr_usd = np.sum([mrr[key] for key in keys], axis=0)
-        spend = -marketing.get(advertisers(name), np.zeros(facts.months, dtype=np.int64)) / MICRO_PER_USD
+        spend = (
+            -marketing.get(advertising_party(name), np.zeros(facts.months, dtype=np.int64)) / MICRO_PER_USD
+        )
         part = {
             "segment": name,
             "month": facts.labels,
@@ -246,16 +248,15 @@ def _accounts(facts: Facts, kind: Kind) -> list[str]:
 
 
 def _by_plan(facts: Facts, accounts: list[str] | tuple[str, ...]) -> tuple[dict[str, FloatArray], FloatArray]:
-    """Credits less debits in USD [months]: by plan (over its cohorts), and of all other parties together."""
+    """Credits less debits in USD [months]: by plan (over its cohorts), and of all other accounts together."""
     found = {plan: np.zeros(facts.months) for plan in facts.plans()}
     rest = np.zeros(facts.months)
-    for party, amounts in facts.ledger.monthly_by_party(accounts, facts.months).items():
-        head, _, cohort = party.rpartition("/")
-        plan = party if party in found else head if head in found and cohort.isdigit() else None
-        if plan is None:
-            rest += amounts / MICRO_PER_USD
-        else:
-            found[plan] += amounts / MICRO_PER_USD
+    for of_plans in (True, False):
+        chosen = [account for account in accounts if (account in PLAN_ACCOUNTS) == of_plans]
+        for party, amounts in facts.ledger.monthly_by_party(chosen, facts.months).items():
+            plan = read_party(party)[0] if of_plans else None
+            total = rest if plan is None else found[plan]
+            total += amounts / MICRO_PER_USD
     return found, rest
 
 

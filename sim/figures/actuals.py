@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
@@ -13,36 +12,43 @@ from sim.figures.base import finite, month_axis, usd_axis
 from sim.figures.theme import Theme, layout, palette
 from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
+from sim.scenario.metrics import MONTHLY, Metric
+from sim.scenario.units import MONEY, Unit, in_unit
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sim.actuals.compare import Actuals
 
-# measure: label, colour, how its values are shown, axis.
-SHOWN: dict[str, tuple[str, str, Callable[[Any], str], str]] = {
-    "revenue_usd": (mark("Revenue"), "revenue", numbers.usd, mark("USD per month")),
-    "cash_usd": (mark("Cash"), "cash", numbers.usd, mark("USD at month end")),
-    "customers": (mark("Paying customers"), "training", numbers.count, mark("customers at month end")),
-    "tokens": (mark("Tokens served"), "demand", numbers.count, mark("tokens per month")),
-    "compute_serving_usd": (mark("Serving cost"), "serving", numbers.usd, mark("USD per month")),
-    "net_income_usd": (mark("Net income"), "other", numbers.usd, mark("USD per month")),
+# measure: metric, colour.
+SHOWN: dict[str, tuple[Metric, str]] = {
+    "revenue_usd": (MONTHLY["revenue_usd"], "revenue"),
+    "cash_usd": (MONTHLY["cash_usd"], "cash"),
+    "customers": (MONTHLY["customers"], "training"),
+    "tokens": (
+        Metric(
+            "tokens", mark("Tokens served"), "tokens per month", True, "count", "Prompt and output tokens."
+        ),
+        "demand",
+    ),
+    "compute_serving_usd": (MONTHLY["compute_serving_usd"], "serving"),
+    "net_income_usd": (MONTHLY["net_income_usd"], "other"),
 }
 
 
 def measure_by_month(found: Actuals, measure: str, theme: Theme = "light") -> go.Figure:
     """One measure: the plan as a line, actual months as bars, the forecast dotted with its band where there is one."""
-    label, colour, shown, axis = SHOWN[measure]
+    metric, colour = SHOWN[measure]
     colours, table = palette(theme), found.months[found.months["measure"] == measure]
     own = getattr(colours, colour)
     months = list(table["month"])
     traces: list[go.Scatter | go.Bar] = []
     if table["forecast_low"].notna().any():
-        traces += _band(table, own, shown)
+        traces += _band(table, own, metric.unit)
     traces.append(
         go.Bar(
             x=months, y=finite(table["actual"]), name=tr("actual"), marker={"color": own},
-            customdata=[shown(value) for value in table["actual"]], hovertemplate="%{customdata}",
+            customdata=[in_unit(value, metric.unit) for value in table["actual"]], hovertemplate="%{customdata}",
         )
     )  # fmt: skip
     for column, name, line in (
@@ -52,17 +58,18 @@ def measure_by_month(found: Actuals, measure: str, theme: Theme = "light") -> go
         traces.append(
             go.Scatter(
                 x=months, y=finite(table[column]), name=name, mode="lines", line=line,
-                customdata=[shown(value) for value in table[column]], hovertemplate="%{customdata}",
+                customdata=[in_unit(value, metric.unit) for value in table[column]], hovertemplate="%{customdata}",
             )
         )  # fmt: skip
-    y = usd_axis(tr(axis)) if measure.endswith("_usd") else {"title": {"text": tr(axis)}}
+    axis = usd_axis(tr(metric.unit)) if metric.unit in MONEY else {"title": {"text": tr(metric.unit)}}
     subtitle = tr("Plan: simulated; actual: meter and bank; forecast: simulated from measured assumptions")
     return go.Figure(
-        traces, layout(_title(found, table, tr(label), shown), subtitle, colours, xaxis=month_axis(), yaxis=y)
+        traces, layout(_title(found, table, metric), subtitle, colours, xaxis=month_axis(), yaxis=axis)
     )
 
 
-def _title(found: Actuals, table: pd.DataFrame, label: str, shown: Callable[[Any], str]) -> str:
+def _title(found: Actuals, table: pd.DataFrame, metric: Metric) -> str:
+    label = tr(metric.label)
     done = table[table["actual"].notna()]
     if not len(done):
         return tr("{what}: no actual months (no bank rows)", what=label)
@@ -71,12 +78,12 @@ def _title(found: Actuals, table: pd.DataFrame, label: str, shown: Callable[[Any
         "{what} in {month}: {actual} against {planned} planned",
         what=label,
         month=str(last["month"]),
-        actual=shown(last["actual"]),
-        planned=shown(last["planned"]),
+        actual=in_unit(last["actual"], metric.unit),
+        planned=in_unit(last["planned"], metric.unit),
     )
 
 
-def _band(table: pd.DataFrame, colour: str, shown: Callable[[Any], str]) -> list[go.Scatter]:
+def _band(table: pd.DataFrame, colour: str, unit: Unit) -> list[go.Scatter]:
     ahead = table[table["forecast_low"].notna()]
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     name = tr("{share} of runs", share=numbers.percent(0.9))
@@ -86,7 +93,7 @@ def _band(table: pd.DataFrame, colour: str, shown: Callable[[Any], str]) -> list
                    hoverinfo="skip", **bare),
         go.Scatter(
             y=finite(ahead["forecast_high"]), name=name, fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.18)",
-            customdata=[tr("{low} to {high}", low=shown(low), high=shown(high))
+            customdata=[tr("{low} to {high}", low=in_unit(low, unit), high=in_unit(high, unit))
                         for low, high in zip(ahead["forecast_low"], ahead["forecast_high"], strict=True)],
             hovertemplate="%{customdata}", **bare,
         ),

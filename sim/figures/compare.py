@@ -19,22 +19,26 @@ from sim.figures.base import finite, month_axis, usd_axis
 from sim.figures.theme import Palette, Theme, layout, palette
 from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
-from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.metrics import MONTHLY, OUTCOMES, shown
+from sim.scenario.units import MONEY, SHARES, Unit, in_unit
 
 if TYPE_CHECKING:
     from sim.study.compare import Comparison
     from sim.study.explain import Explanation
 
-# Columns of the monthly table that a study can draw: name, unit.
+# Columns of the monthly table that a study can draw.
 COLUMNS = {
-    "cash_usd": (mark("Cash"), "USD"),
-    "revenue_usd": (mark("Revenue"), mark("USD per month")),
-    "gross_margin": (mark("Gross margin"), mark("fraction of revenue")),
-    "net_income_usd": (mark("Net income"), mark("USD per month")),
-    "customers": (mark("Paying customers"), mark("customers")),
-    "serving_cost_usd_per_mtok": (mark("Cost per million tokens"), mark("USD per million tokens")),
-    "replicas_mean": (mark("Replicas"), mark("replicas")),
-    "model_quality": (mark("Model quality"), mark("fraction")),
+    name: MONTHLY[name]
+    for name in (
+        "cash_usd",
+        "revenue_usd",
+        "gross_margin",
+        "net_income_usd",
+        "customers",
+        "serving_cost_usd_per_mtok",
+        "replicas_mean",
+        "model_quality",
+    )
 }
 MOST_TERMS = 10  # of a waterfall; smaller ones stand together
 _ROW_PX = 48
@@ -53,7 +57,7 @@ def side_by_side(found: Comparison, column: str, theme: Theme = "light") -> go.F
         colours.on_demand,
         colours.other,
     )
-    label, unit = tr(COLUMNS[column][0]), COLUMNS[column][1]
+    label, unit = tr(COLUMNS[column].title), COLUMNS[column].unit
     table = found.monthly[found.monthly["column"] == column]
     traces, last = [], {}
     for number, name in enumerate(found.names):
@@ -243,33 +247,30 @@ def row_labels(figure: go.Figure, labels: list[str], colours: Palette) -> None:
         )
 
 
-def axis_of(unit: str, title: str = "") -> dict[str, Any]:
+def axis_of(unit: Unit, title: str = "") -> dict[str, Any]:
     """Axis of an amount in its unit; the title says the unit."""
     words = f"{title} [{tr(unit)}]" if title else tr(unit)
-    if unit.startswith("USD"):
+    if unit in MONEY:
         return usd_axis(words)
-    if unit.startswith("fraction") or unit == "0 or 1":
+    if unit in SHARES:
         return {"title": {"text": f"{title} [%]" if title else words}, "tickformat": ".0%"}
     return {"title": {"text": words}, "exponentformat": "B"}
 
 
 def said(column: str, value: float) -> str:
-    """A monthly value as a person reads it."""
-    unit = COLUMNS[column][1]
-    if unit.startswith("USD"):
-        return numbers.usd(value)
-    return numbers.percent(value, 1) if unit.startswith("fraction") else numbers.count(value)
+    """A value of a monthly column as text."""
+    return in_unit(value, COLUMNS[column].unit)
 
 
 def signed(outcome: str, value: float) -> str:
     """A difference with its sign: +$1.2M, −3.4 points."""
-    unit = OUTCOMES[outcome].unit if outcome in OUTCOMES else ""
+    unit = OUTCOMES[outcome].unit if outcome in OUTCOMES else "count"
     sign = "+" if value >= 0 else "−"
     if math.isnan(value):
         return numbers.UNKNOWN
-    if unit in ("fraction", "0 or 1"):
+    if unit in SHARES:
         return tr("{sign}{number} points", sign=sign, number=f"{100 * abs(value):.1f}")
-    if unit.startswith("month"):
+    if unit in ("months", "month of the run"):
         return tr("{sign}{number} months", sign=sign, number=numbers.count(abs(value)))
     return f"{sign}{shown(outcome, abs(value))}"
 

@@ -16,7 +16,8 @@ from sim.figures.theme import Theme, layout, palette
 from sim.i18n import numbers
 from sim.i18n.translate import tr
 from sim.scenario.conditions import parse_condition, parse_goal
-from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.metrics import OUTCOMES, shown
+from sim.scenario.units import Unit
 from sim.study.wording import quantity
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def measure_name(measure: Measure) -> str:
     return label
 
 
-def measure_unit(measure: Measure) -> str:
+def measure_unit(measure: Measure) -> Unit:
     """Unit of a measure."""
     if measure.statistic == "probability" or measure.outcome not in OUTCOMES:
         return "fraction"

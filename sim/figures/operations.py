@@ -333,13 +333,12 @@ def _points(chosen: list[tuple[Any, float]], kind: str, held_out: bool, colour: 
 def _event_marks(result: Result, colours: Palette) -> list[go.Scatter]:
     """Releases (stars) and failed gates (crosses) as the training stage reported them."""
     table, events = result.monthly, result.events
-    training = events[events["stage"] == "training"]
-    passed = training["what"].str.contains("passed the gate")
     marks = []
-    for name, rows, symbol, colour in (
-        (tr("passed the gate"), training[passed], "star", colours.cash),
-        (tr("failed the gate"), training[training["what"].str.contains("gate failed")], "x", colours.loss),
+    for name, kind, symbol, colour in (
+        (tr("passed the gate"), "gate_passed", "star", colours.cash),
+        (tr("failed the gate"), "gate_failed", "x", colours.loss),
     ):
+        rows = events[events["kind"] == kind]
         if len(rows):
             months = rows["month_index"].to_numpy()
             marks.append(
@@ -349,7 +348,7 @@ def _event_marks(result: Result, colours: Palette) -> list[go.Scatter]:
                     name=name,
                     mode="markers",
                     marker={"symbol": symbol, "size": 11, "color": colour},
-                    customdata=[event_in_words(what) for what in rows["what"]],
+                    customdata=list(map(event_in_words, rows["kind"], rows["values"])),
                     hovertemplate="%{customdata}<extra></extra>",
                 )
             )

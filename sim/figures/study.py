@@ -17,7 +17,8 @@ from sim.figures.compare import COLUMNS, axis_of, meanings, row_labels, said
 from sim.figures.theme import Palette, Theme, layout, palette
 from sim.i18n import numbers
 from sim.i18n.translate import tr
-from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.metrics import OUTCOMES, shown
+from sim.scenario.units import Unit
 from sim.study.wording import quantity
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def fan(study: MonteCarlo, column: str, theme: Theme = "light") -> go.Figure:
     """A monthly column over all runs: half of them, nine tenths of them, and the median."""
     colours, table = palette(theme), study.fans[column]
     colour = colours.cash if column == "cash_usd" else colours.revenue
-    label, unit = tr(COLUMNS[column][0]), COLUMNS[column][1]
+    label, unit = tr(COLUMNS[column].title), COLUMNS[column].unit
     last = table.iloc[-1]
     title = tr(
         "{what} in the last month: {middle}, in 9 of 10 runs between {low} and {high}",
@@ -346,8 +347,7 @@ def _bars(
 def _rows(
     traces: list[Any], title: str, subtitle: str, labels: list[str], found: Sensitivity, colours: Palette
 ) -> go.Figure:
-    name = found.outcome if found.outcome in OUTCOMES else ""
-    unit = OUTCOMES[name].unit if name else "fraction"
+    unit: Unit = OUTCOMES[found.outcome].unit if found.outcome in OUTCOMES else "fraction"
     figure = go.Figure(
         traces,
         layout(
@@ -376,7 +376,7 @@ def _good(study: MonteCarlo) -> int:
     return len(study.runs) - study.failed
 
 
-def _subtitle(study: MonteCarlo, unit: str) -> str:
+def _subtitle(study: MonteCarlo, unit: Unit) -> str:
     if not study.uncertain:
         return tr(
             "{unit}, {runs} simulated runs that differ by chance alone",

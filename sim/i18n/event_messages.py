@@ -1,13 +1,15 @@
-"""What happens in a simulated company, told in the reader's language.
+"""The sentences of events: what happened in a simulated company, in the reader's language.
 
-The stages note events as English sentences with numbers in them (`World.note`): what a run gives doesn't depend on
-who reads it. Here stands one template for each of those sentences; `tests/sim/i18n/test_translations.py` holds every
-event of the shipped scenarios against them.
+A stage notes an event as a kind and values (`World.note`); `EVENTS` has the English sentence of each kind, whose
+format specifications hold in every language.
 """
 
 from __future__ import annotations
 
-from sim.i18n.translate import mark, retell
+from collections.abc import Mapping
+from typing import Any
+
+from sim.i18n.translate import mark, tr
 
 STAGES = {
     "data": mark("data"),
@@ -16,41 +18,50 @@ STAGES = {
     "market": mark("market"),
     "finance": mark("finance"),
 }
-# Of two that fit a sentence the longer stands first.
-EVENTS = (
-    mark("gate failed: measured gain {gain} nats per token"),
-    mark("version {version} passed the gate with loss {loss}"),
-    mark("too little new data: no run"),
-    mark("waits {days} days for accelerators: shortage"),
-    mark("pretraining went through {failures} failures in {hours} h"),
-    mark("continued went through {failures} failures in {hours} h"),
-    mark("fine-tuning went through {failures} failures in {hours} h"),
-    mark("generation went through {failures} failures in {hours} h"),
-    mark("reinforcement went through {failures} failures in {hours} h"),
-    mark("{incidents} incident(s) of harmful answers: {usd} USD"),
-    mark("{claims} claim(s) over {source}: {usd} USD"),
-    mark("source {source} is withdrawn; {tokens} tokens leave the pool"),
-    mark("version {version} serves all users (quality {quality})"),
-    mark("version {version} rolled back to {before}: the canary found it bad"),
-    mark("version {version} rolled back to {before}: users found it bad"),
-    mark("the fleet moves to {machine}, {times} times as fast"),
-    mark("{replicas} replicas reserved for {months} months"),
-    mark("contracts of {plan}: {signed} signed, {renewed} renewed, {lost} lost"),
-    mark("contracts of {plan}: {signed} signed, {renewed} renewed"),
-    mark("contracts of {plan}: {signed} signed, {lost} lost"),
-    mark("contracts of {plan}: {renewed} renewed, {lost} lost"),
-    mark("contracts of {plan}: {signed} signed"),
-    mark("contracts of {plan}: {renewed} renewed"),
-    mark("contracts of {plan}: {lost} lost"),
-    mark("cash is used up"),
-    mark("round {round} finds no investors this month"),
-    mark("round {round} pays in {usd} USD"),
-    mark("loan {loan} pays out {usd} USD"),
-    mark("{units} × {equipment} bought for {usd} USD"),
-    mark("lease {lease} begins: {usd} USD per month"),
-)
+EVENTS = {
+    "gate_failed": mark("gate failed: measured gain {gain:.4f} nats per token"),
+    "gate_passed": mark("version {version} passed the gate with loss {loss:.4f}"),
+    "run_skipped": mark("too little new data: no run"),
+    "accelerators_awaited": mark("waits {days:.0f} days for accelerators: shortage"),
+    "phase_failures": mark("{phase} went through {failures} failures in {hours:,.0f} h"),
+    "safety_incidents": mark("{incidents} incident(s) of harmful answers: {usd:,.0f} USD"),
+    "legal_claims": mark("{claims} claim(s) over {source!r}: {usd:,.0f} USD"),
+    "source_withdrawn": mark("source {source!r} is withdrawn; {tokens:,.0f} tokens leave the pool"),
+    "version_served": mark("version {version} serves all users (quality {quality:.3f})"),
+    "canary_rollback": mark("version {version} rolled back to {before}: the canary found it bad"),
+    "user_rollback": mark("version {version} rolled back to {before}: users found it bad"),
+    "fleet_moved": mark("the fleet moves to {machine!r}, {times:g} times as fast"),
+    "replicas_reserved": mark("{replicas:.0f} replicas reserved for {months} months"),
+    "contracts": mark("contracts of {plan}: {changes}"),
+    "cash_used_up": mark("cash is used up"),
+    "round_refused": mark("round {round!r} finds no investors this month"),
+    "round_closed": mark("round {round!r} pays in {usd:,.0f} USD"),
+    "loan_drawn": mark("loan {loan!r} pays out {usd:,.0f} USD"),
+    "equipment_bought": mark("{units:g} × {equipment} bought for {usd:,.0f} USD"),
+    "lease_begun": mark("lease {lease!r} begins: {usd:,.0f} USD per month"),
+}
+_PHASES = {
+    "pretraining": mark("pretraining"),
+    "continued": mark("continued"),
+    "fine-tuning": mark("fine-tuning"),
+    "generation": mark("generation"),
+    "reinforcement": mark("reinforcement"),
+}
+_CONTRACT_CHANGES = {
+    "signed": mark("{count} signed"),
+    "renewed": mark("{count} renewed"),
+    "lost": mark("{count} lost"),
+}
 
 
-def event_in_words(what: str) -> str:
-    """An event of a run (`Result.events["what"]`) in the language of the moment."""
-    return retell(what, EVENTS)
+def event_in_words(kind: str, values: Mapping[str, Any]) -> str:
+    """The sentence of an event (columns kind and values of `Result.events`) in the language of the moment."""
+    words = dict(values)
+    if kind == "phase_failures":
+        words["phase"] = tr(_PHASES[values["phase"]])
+    if kind == "contracts":
+        counts = {
+            sentence: values[change] for change, sentence in _CONTRACT_CHANGES.items() if values[change]
+        }
+        words["changes"] = tr(", ").join(tr(sentence, count=count) for sentence, count in counts.items())
+    return tr(EVENTS[kind], **words)

@@ -1,16 +1,15 @@
-"""The language that people read: English in the code, others in `sim/locale/LANGUAGE.po`.
+"""The language that people read: English in the code, others in `sim/i18n/locale/LANGUAGE.po`.
 
 `tr("{share} of revenue", share="12%")` gives the sentence in the language of the moment. A sentence without a
 translation stays English; `tests/sim/i18n/test_translations.py` finds it, `python tests/tools/translations.py` brings
 the file up to date. What machines read (keys, columns, logs, errors of the command line) is English always, and no
-result depends on the language: sentences that the simulation or the engine words itself are told again where they are
-shown (`retell`; their templates stand in `sim.i18n.event_messages` and `sim.i18n.engine_messages`).
+result depends on the language: the engine hands on a `Message` (template and values), the simulation events of a kind
+(`sim.i18n.event_messages`), and both become words where they are shown (`worded`, `event_in_words`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
+from engine.utils.message import Message
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 _current: ContextVar[str] = ContextVar("language", default="en")
@@ -35,19 +35,9 @@ def mark(text: str) -> str:
     return text
 
 
-def retell(sentence: str, templates: Iterable[str]) -> str:
-    """A sentence made in English of one of these templates, in the language of the moment.
-
-    The {names} are read back out of the sentence; the first template that fits is taken. A sentence of none of them
-    is looked up as it is, and stays English without a translation.
-    """
-    if _current.get() == "en":
-        return sentence
-    for template in templates:
-        found = _pattern(template).fullmatch(sentence)
-        if found:
-            return tr(template, **found.groupdict())
-    return tr(sentence)
+def worded(text: str) -> str:
+    """A text of the engine or the simulation in the language of the moment: a `Message` by its parts, else as it is."""
+    return tr(text.template, **text.values) if isinstance(text, Message) else tr(text)
 
 
 def language() -> str:
@@ -75,13 +65,6 @@ def speaking(code: str) -> Iterator[None]:
         yield
     finally:
         _current.set(before)
-
-
-@cache
-def _pattern(template: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", template)  # text, name, text, name, … text
-    names = [f"(?P<{part}>.+?)" if place % 2 else re.escape(part) for place, part in enumerate(parts)]
-    return re.compile("".join(names), re.DOTALL)
 
 
 @cache

@@ -58,7 +58,7 @@ class ClaimAnswer:
 
 @dataclass(frozen=True)
 class AcceleratorPlan:
-    """The whole answer; `serving` and `training` have one entry per accelerator asked for."""
+    """The plan; `serving` and `training` have one entry per accelerator."""
 
     model: str
     parameters: int

@@ -37,7 +37,7 @@ _NO_PRICE = 0.0  # a row without a list price is predicted all the same; its cos
 
 @dataclass(frozen=True)
 class ServingNeed:
-    """What is asked of the fleet.
+    """The load that the fleet must serve.
 
     Raises:
         InputError: a rate that is not above 0, an unknown precision, engine or traffic class.

@@ -44,7 +44,7 @@ _SLOW_LINK = 100e9  # bytes/s: below it, the published runs' utilisation is out 
 
 @dataclass(frozen=True)
 class TrainingNeed:
-    """What is asked of the run.
+    """The training run to plan.
 
     Raises:
         InputError: tokens, days, utilisation or budget out of range.

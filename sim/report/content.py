@@ -15,11 +15,12 @@ import pandas as pd
 from engine.errors import InputError
 from sim.accounting.labels import STATEMENTS, TOTALS, by_year, line_label, used
 from sim.company.assumptions import Assumption
-from sim.company.provenance import command_line, program_version, provenance_rows
+from sim.company.provenance import command_line, program_version
 from sim.i18n import numbers
-from sim.i18n.engine_messages import profile_row, source_in_words
 from sim.i18n.event_messages import STAGES, event_in_words
-from sim.i18n.translate import mark, tr
+from sim.i18n.translate import mark, tr, worded
+from sim.scenario.metrics import HEADLINE, OUTCOMES
+from sim.scenario.units import Unit, in_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -86,26 +87,9 @@ def chosen_sections(sections: Iterable[str] | None) -> list[str]:
 
 
 def headline_rows(result: Result) -> list[tuple[str, str]]:
-    """(label, value in human units): the numbers that sum a run up."""
-    head = result.headline
-    share = numbers.percent
+    """(label, value with its unit) of each headline metric, in the current language."""
     return [
-        (tr("ARR at the end"), numbers.usd(head["arr_usd_end"])),
-        (tr("Revenue, whole run"), numbers.usd(head["revenue_usd_total"])),
-        (tr("Gross margin, last 12 months"), share(head["gross_margin_last12"])),
-        (tr("Compute share of revenue"), share(head["compute_share_of_revenue"])),
-        (tr("Cash at the end"), numbers.usd(head["cash_usd_end"])),
-        (tr("Lowest cash"), numbers.usd(head["cash_usd_min"])),
-        (tr("Cash out"), _month(head["cash_out_month"])),
-        (tr("Break-even"), _month(head["breakeven_month"])),
-        (tr("Paying customers at the end"), numbers.count(head["customers_end"])),
-        (tr("LTV / CAC"), _times(head["ltv_to_cac_last"])),
-        (tr("Net revenue retention"), share(head.get("nrr_last", math.nan))),
-        (tr("Serving cost per million tokens"), numbers.usd(head["serving_cost_usd_per_mtok_last"])),
-        (tr("Revenue per million tokens"), numbers.usd(head["price_usd_per_mtok_last"])),
-        (tr("Replicas at the peak"), numbers.count(head["replicas_peak"])),
-        (tr("Fleet utilisation"), share(head["utilisation_mean"])),
-        (tr("Model releases"), numbers.count(head["releases"])),
+        (tr(metric.label), _brief(result.headline[name], metric.unit)) for name, metric in HEADLINE.items()
     ]
 
 
@@ -218,15 +202,11 @@ def uncertainty_note(study: MonteCarlo) -> str:
 
 def uncertainty_tables(study: MonteCarlo) -> list[Table]:
     """Percentiles of the outcomes, and the probabilities of ruin and of each target."""
-    from sim.scenario.outcomes import OUTCOMES
-
     rows = []
     for found in _records(study.outcomes[study.outcomes["outcome"].isin(_OUTCOMES)]):
         outcome = OUTCOMES[found["outcome"]]
-        forms = {"USD": numbers.usd, "fraction": numbers.percent}
-        form = forms.get(outcome.unit, numbers.count)
         names = ("p5", "p25", "p50", "p75", "p95", "mean")
-        rows.append([tr(outcome.label), *(form(found[name]) for name in names)])
+        rows.append([tr(outcome.label), *(in_unit(found[name], outcome.unit, decimals=0) for name in names)])
     ruin = study.ruin[(study.ruin["month_index"] + 1) % 12 == 0]
     ends = ruin if len(ruin) else study.ruin.tail(1)
     head = ["", "5 %", "25 %", tr("median"), "75 %", "95 %", tr("mean")]
@@ -265,9 +245,9 @@ def event_rows(result: Result) -> list[list[str]]:
     labels = list(result.monthly["month"])
     events = result.events
     return [
-        [labels[month], str(day), tr(STAGES.get(stage, stage)), event_in_words(what)]
-        for month, day, stage, what in zip(
-            events["month_index"], events["day"], events["stage"], events["what"], strict=True
+        [labels[month], str(day), tr(STAGES[stage]), event_in_words(kind, values)]
+        for month, day, stage, kind, values in zip(
+            *(events[name] for name in ("month_index", "day", "stage", "kind", "values")), strict=True
         )
     ]
 
@@ -288,16 +268,11 @@ def assumption_rows(result: Result) -> list[dict[str, str]]:
 
 def source_words(result: Result, item: Assumption) -> str:
     """Source and date of a value, and the distribution that it is the median of, where it has one."""
-    parts = [source_in_words(item.source), item.date]
+    parts = [worded(item.source), item.date]
     if item.key in result.scenario.uncertain:
         text = result.scenario.uncertain[item.key].text
         parts.append(tr("median of {distribution}", distribution=text.removeprefix("~").strip()))
     return ", ".join(part for part in parts if part)
-
-
-def provenance(result: Result) -> list[tuple[str, str]]:
-    """(label, words) about the profile, then the run."""
-    return [profile_row(label, words) for label, words in provenance_rows(result)]
 
 
 def plain(value: Any) -> str:
@@ -332,10 +307,6 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(map(str, frame.columns), row, strict=True)) for row in frame.itertuples(index=False)]
 
 
-def _month(value: Any) -> str:
-    return tr("never") if value == "never" else str(value)
-
-
-def _times(value: Any) -> str:
-    number = numbers.count(value)
-    return number if number == numbers.UNKNOWN else f"{number}×"
+def _brief(value: Any, unit: Unit) -> str:
+    text = in_unit(value, unit, decimals=0)
+    return f"{text}×" if unit == "ratio" and text != numbers.UNKNOWN else text

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.company.provenance import provenance_rows
 from sim.i18n.translate import language as language_now
 from sim.i18n.translate import speaking, tr
 from sim.report import content
@@ -71,7 +72,7 @@ def _render(result: Result, chosen: list[str], study: MonteCarlo | None) -> str:
         events=content.event_rows(result),
         kinds={kind: (tr(word), tr(meaning)) for kind, (word, meaning) in content.KINDS.items()},
         assumptions=content.assumption_rows(result),
-        provenance=content.provenance(result),
+        provenance=provenance_rows(result),
         identity=identity,
         command=command,
         scenario_yaml=result.scenario.to_yaml(),

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
-from sim.company.provenance import program_version
+from sim.company.provenance import program_version, provenance_rows
 from sim.figures.theme import palette
 from sim.i18n import numbers
 from sim.i18n.translate import language as language_now
@@ -57,12 +58,12 @@ def report_pdf(
         if figures:
             fonts = document_fonts(chinese_first=language_now() == "zh")
             pictures = draw_pictures(figures, fonts, lambda done, what: report(0.9 * done, what))
-        report(0.9, "typesetting the PDF")
+        report(0.9, Message("typesetting the PDF"))
         shown = {section: [pictures[name] for name in names] for section, names in drawn.items()}
         data = _breakable(_data(result, chosen, shown, study), _LONG_WORD)
         data["title"], data["name"] = result.scenario.name, _breakable(result.scenario.name, _LONG_NAME)
         pdf = typeset(_TEMPLATE, data, {name: one.svg for name, one in pictures.items()})
-        report(1.0, "done")
+        report(1.0, Message("done"))
     return pdf
 
 
@@ -99,7 +100,7 @@ def _data(
         "events": content.event_rows(result),
         "kinds": {kind: [tr(word), tr(meaning)] for kind, (word, meaning) in content.KINDS.items()},
         "assumptions": [row | {"source": row["source"].replace("(", "(\u200b")} for row in used],
-        "provenance": content.provenance(result),
+        "provenance": provenance_rows(result),
         "yaml": re.sub(" {2,}#", "  #", result.scenario.to_yaml()),
         "words": {
             "contents": tr("Contents"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -64,10 +65,12 @@ def _draw(figures: dict[str, go.Figure], progress: Progress) -> dict[str, bytes]
 
     async def draw() -> dict[str, bytes]:
         drawn = {}
-        progress(0.0, "starting a browser to draw with")
+        progress(0.0, Message("starting a browser to draw with"))
         async with Kaleido(mathjax=False) as browser:  # False: nothing from a content network
             for index, (name, figure) in enumerate(figures.items()):
-                progress((index + 1) / (len(figures) + 1), f"drawing figure {index + 1} of {len(figures)}")
+                number, total = index + 1, len(figures)
+                text = Message("drawing figure {number} of {total}", number=number, total=total)
+                progress(number / (total + 1), text)
                 size = dict(zip(("width", "height"), SIZE_PX, strict=True))
                 drawn[name] = await browser.calc_fig(figure, opts={"format": "svg", **size})
         return drawn

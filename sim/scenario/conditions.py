@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 
 if TYPE_CHECKING:
     import pandas as pd

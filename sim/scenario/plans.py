@@ -30,6 +30,15 @@ def plans_of(market: Market) -> dict[str, Plan]:
     }
 
 
+def split_key(market: Market, key: str) -> tuple[str, str]:
+    """(segment, plan in it) of a `plan_key`. Looked up, not taken apart: names may hold a slash."""
+    for segment, settings in segments_of(market).items():
+        for plan in settings.plans:
+            if plan_key(segment, plan) == key:
+                return segment, plan
+    raise KeyError(key)
+
+
 def is_paying(plan: Plan) -> bool:
     """Whether customers of the plan pay anything that recurs."""
     return plan.monthly_fee_usd > 0 or plan.pays_per_token or _shares_sales(plan) or _minimum(plan) > 0

@@ -1,4 +1,4 @@
-"""What a serving fleet is made of: kinds of replicas, how they come and go, and what stands at its door.
+"""What a serving fleet is made of: kinds of replicas, how they come and go, and its limits, time-outs and retries.
 
 Settings only; `sim.serving.fleet_run` plays them. Every field has its unit and its bounds here, so that a fleet file
 with a mistake is refused with the key, what was found and what is allowed.
@@ -33,14 +33,14 @@ class _Settings(BaseModel):
 
 
 class ScheduledSize(_Settings):
-    """From this time of the period on, at least so many replicas."""
+    """A least number of replicas from a time of the period on."""
 
     at_s: float = Field(ge=0, le=1e9, description="time of the period, in seconds")
     replicas: int = Field(ge=0, le=100_000, description="at least so many from then on")
 
 
 class Autoscaler(_Settings):
-    """Keeps the load per replica near a target: wanted replicas = ceil(load of all / target)."""
+    """Keep the load per replica near a target: wanted replicas = ceil(load of all / target)."""
 
     metric: Literal["outstanding_requests", "waiting_requests", "busy_fraction"] = Field(
         default="outstanding_requests", description="what load is"
@@ -71,7 +71,7 @@ class Autoscaler(_Settings):
 
 
 class Failures(_Settings):
-    """Replicas break down: exponential time between failures, exponential time of repair."""
+    """Failures of servers: exponential time between failures, exponential time of repair."""
 
     mtbf_s: SecondsBetween = Field(description="mean time in service until a failure")
     repair_s: Seconds = Field(
@@ -80,7 +80,7 @@ class Failures(_Settings):
 
 
 class SpotInterruptions(_Settings):
-    """Machines that the cloud takes back: exponential life, and a notice in which running requests may finish."""
+    """Spot servers that the cloud takes back: exponential life, and a notice in which running requests may finish."""
 
     mean_life_s: SecondsBetween = Field(description="mean time from a machine's coming to the notice")
     notice_s: Seconds = Field(default=30.0, description="between the notice and the end; 0: none")
@@ -117,7 +117,7 @@ class ReplicaSpec(_Settings):
 
     @property
     def priced_profile(self) -> Profile | None:
-        """The profile at this kind's own price (a spot machine costs less than the profile's list price)."""
+        """The profile at this kind's own price (a spot server costs less than the profile's list price)."""
         if self.profile is None or self.price_usd_per_hour is None:
             return self.profile
         hardware = replace(self.profile.hardware, price_usd_per_hour=self.price_usd_per_hour)
@@ -125,7 +125,7 @@ class ReplicaSpec(_Settings):
 
 
 class RateLimit(_Settings):
-    """What a tenant may ask for: two token buckets that refill steadily and hold a minute's worth."""
+    """Rate limits of a tenant: two token buckets that refill steadily and hold a minute's worth."""
 
     requests_per_minute: float | None = Field(default=None, gt=0, description="requests")
     tokens_per_minute: float | None = Field(default=None, gt=0, description="prompt and output tokens")
@@ -149,7 +149,7 @@ class Retries(_Settings):
 
 
 class Fleet(_Settings):
-    """A fleet and its door. With kinds of roles prefill and decode, each request goes through both."""
+    """A fleet: replicas, router, limits and retries. With roles prefill and decode, each request goes through both."""
 
     kinds: tuple[ReplicaSpec, ...] = Field(min_length=1)
     router: Router = Field(default="least_outstanding", description="which replica a request goes to")
@@ -207,15 +207,15 @@ class Fleet(_Settings):
 
 
 def check_span(fleet: Fleet, span_s: float) -> None:
-    """Refuse a run in which what happens by itself would take hours to play.
+    """Refuse a run with so many autoscaler decisions, failures or interruptions that it would take hours.
 
     Raises:
         InputError: names the kind of replicas, the setting and the least that is allowed.
     """
     for kind in fleet.kinds:
         most = max(kind.replicas, kind.autoscaler.max_replicas if kind.autoscaler else 0)
-        for key, seconds, machines in _periods(kind, most):
-            least_s = span_s / _MOST_CHANGES * machines
+        for key, seconds, servers in _periods(kind, most):
+            least_s = span_s / _MOST_CHANGES * servers
             if seconds < least_s:
                 raise InputError(
                     f"fleet: {kind.name}.{key}: found {seconds:g} s in a run of {span_s:g} s, allowed is at least "
@@ -224,7 +224,7 @@ def check_span(fleet: Fleet, span_s: float) -> None:
 
 
 def _periods(kind: ReplicaSpec, most: int) -> Iterator[tuple[str, float, int]]:
-    """What happens again and again to a kind: its key, seconds between two times, and to how many machines."""
+    """The recurring processes of a kind: its key, seconds between two events, and the number of servers it affects."""
     if kind.autoscaler is not None:
         yield "autoscaler.interval_s", kind.autoscaler.interval_s, 1
     if kind.failures is not None:

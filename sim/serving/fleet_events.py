@@ -1,6 +1,6 @@
-"""How a fleet changes while it serves: an autoscaler, failures and repairs, spot machines that are taken back.
+"""How a fleet changes while it serves: an autoscaler, failures and repairs, spot servers that are taken back.
 
-SimPy processes; `sim.serving.fleet_run` starts them and says what becomes of requests. Each machine draws its
+SimPy processes; `sim.serving.fleet_run` starts them and decides what becomes of requests. Each server draws its
 failures from a stream of its own, so that a change elsewhere in the fleet leaves them where they were.
 """
 
@@ -26,15 +26,15 @@ def autoscale(
     pending: Callable[[str], int],
     order: Callable[[int, float, float], bool],
 ) -> ProcessGenerator:
-    """Every interval: order what is missing for the target load, or drain what is too much.
+    """Every interval, order the servers missing for the target load, or drain those beyond it.
 
     Args:
         env: the fleet's clock.
-        machines: the fleet.
+        servers: those of the fleet.
         kind_index: which kind of replicas to scale.
         scaler: its settings.
         pending: role → requests that no replica of that role could take yet.
-        order: (kind index, provisioning_s, load_s) → whether a machine could be ordered.
+        order: (kind index, provisioning_s, load_s) → whether a server could be ordered.
     """
     kind, core = servers.fleet.kinds[kind_index], servers.core
     outstanding = core.outstanding
@@ -58,7 +58,7 @@ def autoscale(
         wanted = math.ceil(load / scaler.target - 1e-9)
         if serving and abs(load / len(serving) / scaler.target - 1) <= scaler.tolerance:
             wanted = len(serving)
-        # Somebody who waits is served, however high the target.
+        # A waiting request is served, however high the target.
         least = max(scaler.min_replicas, _scheduled(scaler, now), 1 if unserved else 0)
         wanted = min(max(wanted, least), scaler.max_replicas)
         if wanted > len(present):
@@ -82,7 +82,7 @@ def break_down(
     die: Callable[[Server], None],
     open_when_ready: Callable[[Server], None],
 ) -> ProcessGenerator:
-    """A machine fails, and with it whatever it computes; after its repair it loads the model and serves again."""
+    """Fail a server again and again; its requests are lost. After its repair it loads the model and serves."""
     random = _stream(servers.fleet.seed, server, 0)
     while True:
         yield env.timeout(random.exponential(failures.mtbf_s))
@@ -109,7 +109,7 @@ def be_taken_back(
     die: Callable[[Server], None],
     open_when_ready: Callable[[Server], None],
 ) -> ProcessGenerator:
-    """The cloud takes a machine back, after a notice; another one replaces it."""
+    """Take a spot server back after a notice, again and again; another one replaces it."""
     random = _stream(servers.fleet.seed, server, 1)
     yield env.timeout(there_s - env.now)
     while True:
@@ -118,7 +118,7 @@ def be_taken_back(
             return
         servers.set_serving(server, False)
         there_s = env.now + spot.notice_s + spot.replacement_s
-        server.ready_s = there_s + server.kind.load_s  # whatever is under repair: another machine comes
+        server.ready_s = there_s + server.kind.load_s  # even if it is under repair: another server comes
         yield env.timeout(spot.notice_s)
         if servers.is_done_with(server):
             return
@@ -135,7 +135,7 @@ def be_taken_back(
 
 
 def _scheduled(scaler: Autoscaler, now_s: float) -> int:
-    """The least size that the schedule asks for at this time; before the first entry that of the last one."""
+    """The least size that the schedule sets at this time; before its first entry, that of the last one."""
     if not scaler.schedule:
         return 0
     entries = sorted(scaler.schedule, key=lambda entry: entry.at_s)

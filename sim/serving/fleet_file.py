@@ -1,4 +1,4 @@
-"""A fleet in a YAML file: kinds of replicas with what they run on, how they come and go, and what stands at the door.
+"""A fleet in a YAML file: kinds of replicas, how they come and go, and its limits, time-outs and retries.
 
 The keys are those of `sim.serving.fleet_config`, with `kinds` as a mapping of names. A kind says what it runs on by
 `profile` (a file, or a model whose profile was measured here or is shipped) or by `step_times` (measured tables, see

@@ -1,9 +1,9 @@
-"""A serving fleet on a simulated clock: requests come in at the door, go to replicas, and replicas come and go.
+"""A serving fleet on a simulated clock: requests arrive, are admitted and go to replicas, and replicas come and go.
 
 SimPy holds the fleet's clock: arrivals, retries, time-outs, transfers, scaling, failures. Between two of its events the
 replicas run by themselves (`sim.serving.replica`, or the same as machine code), so a request costs a handful of
-events, not one per token. Where somebody waits for a finish (the next turn of a conversation, the decode half of a
-request), the replicas stop at that time and SimPy goes on from there.
+events, not one per token. Where something waits for a finish (the next turn of a conversation, the decode half of a
+request), the replicas stop at that time and SimPy continues from there.
 
 A row is a request as its client sees it; with prefill and decode replicas its decode half has a row of its own in the
 table, `requests` rows further on. A request is in the system from its first arrival until it is answered or given up,
@@ -29,7 +29,7 @@ from sim.serving.fleet_events import autoscale, be_taken_back, break_down
 from sim.serving.rate_limit import Bucket
 from sim.serving.replica import ReferenceReplicas
 from sim.serving.replica_native import NativeReplicas
-from sim.serving.replica_tables import REQUEST
+from sim.serving.replica_tables import request_table
 from sim.serving.routing import router
 from sim.serving.servers import ROLES, Server, Servers, most_servers
 
@@ -48,7 +48,7 @@ class FleetRun:
 
     requests: pd.DataFrame  # checked (`sim.workload.requests.check_requests`)
     fleet: Fleet
-    recording: bool = False
+    record_steps: bool = False
     reference: bool = False  # plain Python even where the C code could be compiled
     most_replicas: int = 0  # that may be there at once; 0: those of the fleet and its autoscalers
 
@@ -58,7 +58,7 @@ class FleetRun:
         self.prefixes: Sequence[Sequence[Hashable]] = (
             frame["prefix_hashes"].tolist() if "prefix_hashes" in frame else ()
         )
-        self.rows = self._table()
+        self.rows = request_table(frame, fleet.is_disaggregated)
         self._finished_s = self.rows["finished_s"]
         self.status = np.full(self.count, _OPEN, np.int8)
         self.attempts = [0] * self.count
@@ -73,7 +73,7 @@ class FleetRun:
         native = replica_native.is_available() and not self.reference
         replicas = NativeReplicas if native else ReferenceReplicas
         prefixes = [*self.prefixes, *([()] * (len(self.rows) - self.count))] if self.prefixes else ()
-        self.core = replicas(self.rows, prefixes, most, fleet.seed, self.recording)
+        self.core = replicas(self.rows, prefixes, most, fleet.seed, self.record_steps)
         self.servers = Servers(self.core, fleet, most)
         equal = len({kind.weight for kind in fleet.kinds}) == 1
         spawned = np.random.SeedSequence(fleet.seed).spawn(len(STREAMS))
@@ -86,7 +86,7 @@ class FleetRun:
             role: router(fleet.router, *loads, weights, self.prefixes, self.random["routing"])
             for role in ROLES
         }
-        # Rows that are in no replica, since when: nobody serves, or keys and values are on their way.
+        # Rows that are in no replica, since when: no replica serves, or keys and values are being transferred.
         self._pending: dict[str, dict[int, float]] = {role: {} for role in ROLES}
         self._in_transfer: dict[int, float] = {}
         self._expected = (
@@ -111,7 +111,7 @@ class FleetRun:
     # ---- the clock ----
 
     def run(self) -> None:
-        """Play until every request is finished or given up."""
+        """Run until every request is finished or given up."""
         env, core, watching = self.env, self.core, self._watching
         env.process(self._arrivals())
         for index, kind in enumerate(self.fleet.kinds):
@@ -139,7 +139,7 @@ class FleetRun:
         self._close()
 
     def at(self, time_s: float, action: Callable[..., None], *arguments: Any) -> None:
-        """Do something at a time to come: then or by a rounding later, never before."""
+        """Schedule an action: at `time_s` or by a rounding later, never before."""
         now_s = self.env.now
         delay_s = max(0.0, time_s - now_s)
         while now_s + delay_s < time_s:
@@ -166,11 +166,11 @@ class FleetRun:
                 self.arrive(row)
 
     def _is_simple(self) -> bool:
-        """No door: every request goes straight to a replica and stays there."""
+        """No admission checks: every request goes straight to a replica and stays there."""
         fleet = self.fleet
         return not (fleet.timeout_s or fleet.max_outstanding or fleet.rate_limits or fleet.is_disaggregated)
 
-    # ---- a request's way ----
+    # ---- the path of a request ----
 
     def arrive(self, row: int) -> None:
         """A client sends a request, for the first time or again."""
@@ -196,7 +196,7 @@ class FleetRun:
         return len(self._pending[role])
 
     def _hand_over(self, row: int, role: str) -> None:
-        """To a replica of a role; to nobody yet if none serves."""
+        """Deliver a row to a replica of a role, or keep it pending while none serves."""
         among = self.servers.serving[role]
         now = self.env.now
         if not len(among):
@@ -261,7 +261,7 @@ class FleetRun:
         return row + self.count if has_decode_half else row
 
     def _take_aside(self, row: int) -> bool:
-        """A row stops waiting outside the replicas, if it does."""
+        """End a row's wait outside the replicas; False if it did not wait there."""
         for waiting in (*self._pending.values(), self._in_transfer):
             since_s = waiting.pop(row, None)
             if since_s is not None:
@@ -271,7 +271,7 @@ class FleetRun:
         return False
 
     def _failed(self, row: int, status: int, left_s: float) -> None:
-        """An attempt came to nothing, and is out of its replica at `left_s`; the client tries again or gives up."""
+        """An attempt failed and is out of its replica at `left_s`; the client tries again or gives up."""
         self._lives[row] = False
         self.left_s[row] = left_s
         retries = self.fleet.retries
@@ -291,7 +291,7 @@ class FleetRun:
                 self.rows[name][part] = math.nan
 
     def _finished(self, row: int, time_s: float) -> None:
-        """A watched row is done: its decode half follows, or who waited for it."""
+        """A watched row is done: its decode half follows, or the requests that waited for it."""
         if not self._lives[row % self.count]:
             return
         if row < self.count and self._last_row(row) != row:
@@ -315,7 +315,7 @@ class FleetRun:
     # ---- replicas come and go ----
 
     def order(self, kind_index: int, provisioning_s: float, load_s: float) -> bool:
-        """Order a machine, which serves when it is there and has loaded the model; False if there is no room."""
+        """Order a server, which serves when it is there and has loaded the model; False if there is no room."""
         now = self.env.now
         there_s = now + provisioning_s
         server = self.servers.order(kind_index, now, there_s + load_s)
@@ -332,14 +332,14 @@ class FleetRun:
         return True
 
     def open_when_ready(self, server: Server) -> None:
-        """A machine serves as soon as it is ready."""
+        """Let a server serve as soon as it is ready."""
         if server.ready_s > self.env.now:
             self.at(server.ready_s, self._open, server)
         else:
             self._open(server)
 
     def _open(self, server: Server) -> None:
-        """A machine begins to serve, unless it was released, or broke down or was taken back meanwhile."""
+        """Let a server serve, unless it was released, failed or was taken back meanwhile."""
         if server.serves or not math.isnan(server.drained_s) or self.env.now < server.ready_s:
             return
         self.servers.set_serving(server, True)
@@ -349,7 +349,7 @@ class FleetRun:
             self._hand_over(row, role)
 
     def die(self, server: Server) -> None:
-        """A machine is gone, and with it whatever it computes: those answers break off."""
+        """Fail a replica; its requests are lost."""
         server.failures += 1
         now = self.env.now
         self.servers.set_serving(server, False)
@@ -359,43 +359,23 @@ class FleetRun:
             if self._lives[row]:
                 self._failed(row, _LOST, now)
                 continue
-            # Its client went away before; the step that still computed it breaks off.
+            # Its client gave it up before; the step that still computed it breaks off.
             if self.status[row] == _OPEN:
                 self.waited_s += self.left_s[row] - now
             self.left_s[row] = now
 
     # ---- tables ----
 
-    def _table(self) -> np.ndarray[Any, Any]:
-        frame, count = self.requests, self.count
-        rows = np.zeros(count * (2 if self.fleet.is_disaggregated else 1), REQUEST)
-        for name in ("scheduled_s", "first_token_s", "finished_s"):
-            rows[name] = math.nan
-        rows["replica"] = -1  # none yet
-        first = rows[:count]
-        rows["client"] = np.arange(len(rows)) % max(count, 1)
-        first["prompt"], first["output"] = frame["prompt_tokens"], frame["output_tokens"]
-        if "priority" in frame:
-            first["priority"] = frame["priority"]
-        if self.fleet.is_disaggregated:
-            second = rows[count:]
-            # The first token comes from the prefill replica, with the keys and values of the whole prompt.
-            second["received"], second["prompt"] = first["prompt"], first["prompt"] + 1
-            second["output"] = np.maximum(first["output"] - 1, 1)
-            second["priority"] = first["priority"]
-            first["output"], first["watched"] = 1, 1
-        return rows
-
     def _watch_dependents(self, frame: pd.DataFrame) -> None:
         after = frame["after"].to_numpy()
         for row in np.flatnonzero(after >= 0).tolist():
             self._after[int(after[row])].append(row)
-            # Whoever waits, waits for the answer's end.
+            # Dependents wait for the end of the answer.
             self.rows["watched"][self._last_row(int(after[row]))] = 1
         self._watching = self._watching or bool(self._after)
 
     def _close(self) -> None:
-        """Who is still open has finished; what is still paid for was, up to the end."""
+        """Mark open requests as finished, and settle what the servers cost up to the end."""
         last = np.arange(self.count)
         if len(self.rows) > self.count:
             last = np.where(self.requests["output_tokens"].to_numpy() > 1, last + self.count, last)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -30,38 +29,7 @@ from engine.errors import InputError
 from engine.models.catalog import WEIGHT_BYTES, CatalogModel, find_model
 from engine.profile.model_shape import ModelShape
 from engine.profile.profile import Profile
-
-
-class Work(Protocol):
-    """What the replicas did, one entry each (see `sim.serving.replay.ReplayStats`)."""
-
-    @property
-    def busy_s(self) -> Any:
-        """Seconds in steps."""
-
-    @property
-    def up_s(self) -> Any:
-        """Seconds paid for."""
-
-    @property
-    def steps(self) -> Any:
-        """Engine steps."""
-
-    @property
-    def prefill_tokens(self) -> Any:
-        """Prompt tokens computed."""
-
-    @property
-    def decode_tokens(self) -> Any:
-        """Tokens computed one by one."""
-
-    @property
-    def attention_pairs(self) -> Any:
-        """Query-key pairs of prefill."""
-
-    @property
-    def context_tokens(self) -> Any:
-        """Cached tokens that decodes read."""
+from sim.serving.stats import ReplayStats
 
 
 @dataclass(frozen=True)
@@ -83,7 +51,9 @@ class HardwareUse:
         return {name: value for name, value in vars(self).items() if name != "missing"}
 
 
-def hardware_use(frame: pd.DataFrame, stats: Work, profiles: Profile | Sequence[Profile]) -> HardwareUse:
+def hardware_use(
+    frame: pd.DataFrame, stats: ReplayStats, profiles: Profile | Sequence[Profile]
+) -> HardwareUse:
     """MFU, MBU, energy and money of a replay.
 
     Args:
@@ -94,7 +64,7 @@ def hardware_use(frame: pd.DataFrame, stats: Work, profiles: Profile | Sequence[
     Raises:
         InputError: as many profiles as replicas are needed, and others were given.
     """
-    busy_s, up_s = _of(stats.busy_s), _of(stats.up_s)
+    busy_s, up_s = stats.busy_s, stats.up_s
     each = _one_each(profiles, len(busy_s))
     kinds = list({id(profile): profile for profile in each}.values())
     missing: dict[str, str] = {}
@@ -140,31 +110,31 @@ def hardware_use(frame: pd.DataFrame, stats: Work, profiles: Profile | Sequence[
     )
 
 
-def operations(shape: ModelShape, stats: Work) -> NDArray[np.float64]:
+def operations(shape: ModelShape, stats: ReplayStats) -> NDArray[np.float64]:
     """FLOP that the model needed on each replica [replicas]."""
     known = _catalog_model(shape)
     parameters = known.active_parameters if known is not None and known.experts else shape.parameters
     # The catalog also knows latent and window attention.
     pair_flops = known.pair_flops if known else 4.0 * shape.layers * shape.attention_heads * shape.head_dim
-    decodes = _of(stats.decode_tokens)
-    pairs = _of(stats.attention_pairs) + _of(stats.context_tokens) + decodes
-    return 2.0 * parameters * (_of(stats.prefill_tokens) + decodes) + pair_flops * pairs
+    decodes = stats.decode_tokens
+    pairs = stats.attention_pairs + stats.context_tokens + decodes
+    return 2.0 * parameters * (stats.prefill_tokens + decodes) + pair_flops * pairs
 
 
-def bytes_moved(shape: ModelShape, stats: Work) -> NDArray[np.float64]:
+def bytes_moved(shape: ModelShape, stats: ReplayStats) -> NDArray[np.float64]:
     """Bytes of weights, keys and values that had to move on each replica [replicas].
 
     Earlier keys and values that a later chunk of a prompt reads are left out: they are few beside the weights.
     """
-    steps = _of(stats.steps)
-    tokens = _of(stats.prefill_tokens) + _of(stats.decode_tokens)
+    steps = stats.steps
+    tokens = stats.prefill_tokens + stats.decode_tokens
     weights = steps * shape.weight_bytes
     known = _catalog_model(shape)
     if known is not None and known.experts:
         per_step = tokens / np.maximum(steps, 1)
         touched = np.array([known.touched_experts(count) for count in per_step]) / known.experts
         weights = weights - steps * _expert_bytes(known, shape) * (1 - touched)
-    return weights + shape.kv_bytes_per_token * (_of(stats.context_tokens) + tokens)
+    return weights + shape.kv_bytes_per_token * (stats.context_tokens + tokens)
 
 
 def _expert_bytes(model: CatalogModel, shape: ModelShape) -> float:
@@ -209,7 +179,3 @@ def _one_each(profiles: Profile | Sequence[Profile], replicas: int) -> list[Prof
             f"profiles: found {len(profiles)}, allowed is one, or one for each of {replicas} replicas"
         )
     return list(profiles)
-
-
-def _of(values: Any) -> NDArray[np.float64]:
-    return np.atleast_1d(np.asarray(values, dtype=np.float64))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -28,15 +28,16 @@ from numpy.typing import ArrayLike, NDArray
 from engine.errors import InputError
 from engine.profile.profile import Profile
 from sim.serving.batch_means import BATCHES, batch_means
-from sim.serving.hardware_use import Work, hardware_use
+from sim.serving.hardware_use import hardware_use
 from sim.serving.replica_tables import STATUSES
+from sim.serving.stats import ReplayStats
 
 PERCENTILES = (50, 95, 99)
 MEASURES = ("ttft", "tpot", "e2e", "queue")
 
 
 class LatencyObjective(Protocol):
-    """What each request must meet to count as goodput (see `sim.capacity.goals.Objective`)."""
+    """Latency limits that a request must meet to count as goodput (see `sim.capacity.goals.Objective`)."""
 
     @property
     def ttft_p95_s(self) -> float:
@@ -50,37 +51,9 @@ class LatencyObjective(Protocol):
 Objectives = LatencyObjective | Mapping[str, LatencyObjective]  # one for all, or one per traffic class
 
 
-class ReplayTotals(Work, Protocol):
-    """What a replay counted beside the times of each request (see `sim.serving.replay.ReplayStats`)."""
-
-    @property
-    def request_time_s(self) -> Any:
-        """Requests in the system × seconds."""
-
-    @property
-    def kv_block_time_s(self) -> Any:
-        """KV blocks held × seconds in steps, of each replica."""
-
-    @property
-    def batch_time_s(self) -> Any:
-        """Requests in steps × seconds, of each replica."""
-
-    @property
-    def duration_s(self) -> float:
-        """From the first arrival to the last finish; NaN if no time passed."""
-
-    @property
-    def busy_fraction(self) -> float:
-        """Part of the replicas' time in which they ran steps."""
-
-    @property
-    def batch_mean(self) -> float:
-        """Requests in a step, averaged over the time in steps."""
-
-
 def summary(
     frame: pd.DataFrame,
-    stats: ReplayTotals,
+    stats: ReplayStats,
     objective: Objectives | None = None,
     *,
     steps: pd.DataFrame | None = None,
@@ -94,7 +67,7 @@ def summary(
     finished requests. With a `status` column also the number of each status.
 
     Args:
-        frame: what `sim.serving.replay.replay_with_stats` gave.
+        frame: what `sim.serving.replay.replay_fleet` returned.
         stats: the same.
         objective: adds goodput_rps, objective_met (share of all requests), ttft_met and tpot_met; one for all
             requests, or {traffic class: objective}.
@@ -118,8 +91,8 @@ def summary(
     result["requests_per_s"] = float(done.sum()) / duration_s
     for name in ("prompt_tokens", "output_tokens"):
         result[f"{name}_per_s"] = float(frame[name].to_numpy()[done].sum()) / duration_s
-    result["busy_fraction"] = float(stats.busy_fraction)
-    result["batch_mean"] = float(stats.batch_mean)
+    result["busy_fraction"] = stats.busy_fraction
+    result["batch_mean"] = stats.batch_mean
     result["preemptions"] = float(frame["preemptions"].sum())
     result["cache_hit_rate"] = float(frame["cached_tokens"].sum() / frame["prompt_tokens"].sum())
     if "status" in frame:
@@ -169,7 +142,7 @@ def finished(frame: pd.DataFrame) -> NDArray[np.bool_]:
 def meets(frame: pd.DataFrame, objective: Objectives) -> pd.DataFrame:
     """Which requests kept their objective: columns ttft_met, tpot_met and objective_met (both), bool.
 
-    Whoever has one output token only has no time per output token to miss; whoever didn't finish misses all.
+    A request with one output token has no time per output token to miss; one that did not finish misses all.
 
     Raises:
         InputError: objectives by class, and the frame has no column traffic_class or a class without objective.
@@ -200,27 +173,27 @@ def inter_token_latency(steps: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def kv_occupancy(stats: ReplayTotals, num_blocks: ArrayLike) -> float:
+def kv_occupancy(stats: ReplayStats, num_blocks: ArrayLike) -> float:
     """Share of the KV blocks that were held, over the time in steps; NaN if steps took no time.
 
     Raises:
         InputError: num_blocks is neither one number nor one per replica.
     """
-    busy_s, blocks = np.asarray(stats.busy_s, dtype=np.float64), np.asarray(num_blocks, dtype=np.float64)
+    busy_s, blocks = stats.busy_s, np.asarray(num_blocks, dtype=np.float64)
     if blocks.ndim and blocks.shape != busy_s.shape:
         raise InputError(
             f"num_blocks: found {blocks.size} numbers, allowed is one, or one for each of {busy_s.size} replicas"
         )
-    return float(np.sum(stats.kv_block_time_s)) / (float(np.sum(busy_s * blocks)) or math.nan)
+    return float(stats.kv_block_time_s.sum()) / (float(np.sum(busy_s * blocks)) or math.nan)
 
 
 def by_group(
-    frame: pd.DataFrame, stats: ReplayTotals, column: str, objectives: Objectives | None = None
+    frame: pd.DataFrame, stats: ReplayStats, column: str, objectives: Objectives | None = None
 ) -> pd.DataFrame:
     """The metrics of each traffic class, tenant or replica.
 
     Args:
-        frame: what `sim.serving.replay.replay_with_stats` gave.
+        frame: what `sim.serving.replay.replay_fleet` returned.
         stats: the same.
         column: traffic_class, tenant, replica, or any other column of the frame.
         objectives: adds goodput_rps and the shares met; one for all requests, or {traffic class: objective}.
@@ -259,13 +232,12 @@ def by_group(
         table["goodput_rps"] = met["objective_met"].sum() / duration_s
         table = table.join(met.mean())
     if column == "replica":
-        busy_s = np.asarray(stats.busy_s, dtype=np.float64)
-        batch_s = np.asarray(stats.batch_time_s, dtype=np.float64)
+        busy_s = stats.busy_s
         replica = table.index.to_numpy(dtype=np.int64)
         there = (replica >= 0) & (replica < len(busy_s))  # rejected requests saw no replica
         for name, values in (
             ("busy_fraction", busy_s / duration_s),
-            ("batch_mean", batch_s / np.where(busy_s > 0, busy_s, math.nan)),
+            ("batch_mean", stats.batch_time_s / np.where(busy_s > 0, busy_s, math.nan)),
         ):
             table[name] = np.where(there, values[np.where(there, replica, 0)], math.nan)
     return table
@@ -304,7 +276,7 @@ def intervals(
     return pd.DataFrame(rows)
 
 
-def littles_law_error(frame: pd.DataFrame, stats: ReplayTotals) -> float:
+def littles_law_error(frame: pd.DataFrame, stats: ReplayStats) -> float:
     """|L − λW| / λW (Little 1961): L from the integral kept on the simulated clock, λ and W from the frame.
 
     A replay begins and ends empty, so anything but rounding means that a request was lost or booked wrongly. From a

@@ -1,4 +1,4 @@
-"""What one tenant may ask of a fleet per minute: token buckets, as the limits of public model APIs are enforced.
+"""Rate limits of one tenant: token buckets, as the limits of public model APIs are enforced.
 
 A bucket holds a minute's worth, refills steadily, and is full at the start (Turner 1986, the leaky bucket as a meter).
 """
@@ -13,7 +13,7 @@ _ROUNDING = 1e-9  # of what a request takes: a steady stream at just the limit i
 
 
 class Bucket:
-    """The two buckets of a tenant, of requests and of tokens; a request passes both or takes from none."""
+    """The two token buckets of a tenant, of requests and of tokens; a request passes both or takes from neither."""
 
     def __init__(self, limit: RateLimit, now_s: float) -> None:
         self._most = [
@@ -24,9 +24,9 @@ class Bucket:
         self._at_s = now_s
 
     def take(self, now_s: float, tokens: int) -> bool:
-        """Whether a request with so many tokens is within the limit now; if so it counts.
+        """Whether a request of `tokens` tokens is within the limit now; if so it is counted.
 
-        One larger than a whole minute's worth passes when the bucket is full.
+        One of more than a minute's worth passes when the bucket is full.
         """
         minutes = (now_s - self._at_s) / 60
         self._at_s = now_s

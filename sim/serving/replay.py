@@ -7,13 +7,10 @@ clock of the fleet around them (`sim.serving.fleet_run`). What the numbers mean 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from engine.batch import SchedulerConfig
@@ -22,45 +19,8 @@ from engine.profile.step_time import StepTimeModel
 from sim.serving.fleet_config import ROUTERS, Fleet, ReplicaSpec
 from sim.serving.fleet_run import FleetRun
 from sim.serving.replica_tables import STATUSES
+from sim.serving.stats import ReplayStats
 from sim.workload.requests import check_requests
-
-Floats = NDArray[np.float64]
-
-
-@dataclass
-class ReplayStats:
-    """What a replay counted beside the times of each request; arrays have one entry per replica."""
-
-    started_s: float  # first arrival
-    ended_s: float  # when the last request was answered, or given up
-    request_time_s: float  # requests in the system × seconds: the integral that Little's law speaks of
-    busy_s: Floats  # in steps
-    batch_time_s: Floats  # requests in steps × seconds
-    kv_block_time_s: Floats  # KV blocks held × seconds, while in steps
-    prefill_tokens: Floats  # computed, recomputed ones included
-    decode_tokens: Floats
-    attention_pairs: Floats  # query-key pairs of prefill
-    context_tokens: Floats  # cached tokens that decodes read
-    steps: Floats  # engine steps
-    events: Floats  # runs of unchanged steps that they were simulated in
-    up_s: Floats  # paid for
-    records: pd.DataFrame | None = None  # every run of steps, if asked for (see `sim.serving.timeline`)
-    kinds: tuple[ReplicaSpec, ...] = field(default=(), repr=False)  # of each replica
-
-    @property
-    def duration_s(self) -> float:
-        """From the first arrival to the last finish; NaN if no time passed."""
-        return self.ended_s - self.started_s or math.nan
-
-    @property
-    def busy_fraction(self) -> float:
-        """Part of the replicas' time that they ran steps in."""
-        return float(self.busy_s.sum() / (self.up_s.sum() or math.nan))
-
-    @property
-    def batch_mean(self) -> float:
-        """Requests in a step, averaged over the time in which any ran; NaN if steps took no time."""
-        return float(self.batch_time_s.sum() / (self.busy_s.sum() or math.nan))
 
 
 def replay(
@@ -78,8 +38,10 @@ def replay(
             traffic_class, and after with think_s (the row that must finish first, −1 for none, and the seconds
             between that finish and this arrival; its own arrived_s is NaN).
         step_time: seconds per step (see `engine.profile.step_time.StepTimeModel`); its `decode_run` is used if it has
-        one. scheduler: limits of a replica. replicas: how many. router: which replica a request goes to when it
-        arrives (see `sim.serving.routing`).
+            one.
+        scheduler: limits of a replica.
+        replicas: how many.
+        router: which replica a request goes to when it arrives (see `sim.serving.routing`).
 
     Returns:
         One row per request, in the order given: request_id, arrived_s, scheduled_s (first time in a batch),
@@ -89,7 +51,7 @@ def replay(
         InputError: a column is missing, a row is bad, a request could never fit in the KV cache, an unknown
             router, no replica, or a step-time model that gives a negative or infinite time.
     """
-    frame, _ = replay_with_stats(requests, step_time, scheduler, replicas, router)
+    frame, _ = replay_fleet(requests, equal_replicas(step_time, scheduler, replicas, router))
     return frame[
         [
             "request_id", "arrived_s", "scheduled_s", "first_token_s", "finished_s", "preemptions",
@@ -98,19 +60,16 @@ def replay(
     ]  # fmt: skip
 
 
-def replay_with_stats(
-    requests: pd.DataFrame,
+def equal_replicas(
     step_time: StepTimeModel,
     scheduler: SchedulerConfig | None = None,
     replicas: int = 1,
     router: str = "least_outstanding",
-    *,
-    record_steps: bool = False,
-    reference: bool = False,
-) -> tuple[pd.DataFrame, ReplayStats]:
-    """`replay` with the tokens of each request beside its times (what `summary` needs), and what it counted.
+) -> Fleet:
+    """A fleet of equal replicas that always serve.
 
-    `record_steps` keeps every run of steps; `reference` runs the plain Python replicas.
+    Raises:
+        InputError: an unknown router, no replica, or no step-time model.
     """
     if isinstance(replicas, bool) or replicas != int(replicas) or replicas < 1:
         raise InputError(f"replicas: found {replicas}, allowed is a whole number ≥ 1")
@@ -123,8 +82,7 @@ def replay_with_stats(
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    fleet = Fleet(kinds=(kind,), router=router)  # type: ignore[arg-type]
-    return replay_fleet(requests, fleet, record_steps=record_steps, reference=reference)
+    return Fleet(kinds=(kind,), router=router)  # type: ignore[arg-type]
 
 
 def replay_fleet(
@@ -132,10 +90,17 @@ def replay_fleet(
 ) -> tuple[pd.DataFrame, ReplayStats]:
     """Run requests through any fleet (see `sim.serving.fleet_config`).
 
+    Args:
+        requests: as `replay`.
+        fleet: replicas of any kinds, router, limits, retries and time-outs.
+        record_steps: keep every run of steps in `ReplayStats.records`.
+        reference: run the plain Python replicas.
+
     Returns:
-        As `replay_with_stats`, with status ("finished", "timed_out", "rejected" or "lost") and attempts of each
-        request; times that never came are NaN, arrived_s is that of the first attempt. left_s: when it was out of
-        the fleet, answered or given up (a step under way then still computes it).
+        The frame that `replay` returns, with prompt_tokens and output_tokens, status ("finished", "timed_out",
+        "rejected" or "lost"), attempts and left_s of each request, and what the replay counted. Times that never came
+        are NaN; arrived_s is that of the first attempt. left_s: when the request was out of the fleet, answered or
+        given up (a step under way then still computes it).
 
     Raises:
         InputError: as `replay`.
@@ -190,7 +155,7 @@ def _stats(run: FleetRun) -> ReplayStats:
         request_time_s=float(counts["request_time_s"].sum()) + run.waited_s,
         **{name: counts[name].astype(np.float64) for name in names},
         up_s=up_s,
-        records=pd.DataFrame(run.core.records()) if run.recording else None,
+        records=pd.DataFrame(run.core.records()) if run.record_steps else None,
         kinds=tuple(kinds[index] for index in range(replicas)),
     )
 

@@ -1,10 +1,10 @@
 """The replicas of a fleet on a simulated clock, in plain Python: the readable reference of `sim/serving/c/`.
 
 Each replica runs the engine's own scheduler (`engine.scheduler`) and takes as long for a step as its step-time model
-says. Between two changes of the running batch nothing needs an event: the scheduler tells how many decode steps follow
-unchanged, and the replica jumps over all of them at once. What comes from outside in the middle of such a run (an
-arrival, a cancellation) cuts it at the end of the step then under way, exactly where stepping one by one would have
-seen it. Results equal those of the C code to the bit.
+says. Between two changes of the running batch nothing needs an event: the scheduler returns how many decode steps
+follow unchanged, and the replica jumps over all of them at once. What comes from outside in the middle of such a run
+(an arrival, a cancellation) cuts it at the end of the step then under way, exactly where stepping one by one would
+have seen it. Results equal those of the C code to the bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MASK = 2**64 - 1
 
 
 class ReferenceReplicas:
-    """Replicas that move by themselves up to a time; everything else happens to them between two `advance`s.
+    """Replicas that run by themselves up to a time; deliveries and cancellations come between two `advance`s.
 
     Attributes:
         counts: what each replica counted (dtype `sim.serving.replica_tables.COUNTS`).
@@ -53,26 +53,26 @@ class ReferenceReplicas:
         self._records: list[tuple[Any, ...]] | None = [] if recording else None
 
     def add_replica(self, kind: ReplicaSpec, now_s: float) -> int:
-        """A new replica, empty; its number."""
+        """Add an empty replica; returns its number."""
         self._replicas.append(Replica(self, len(self._replicas), kind, now_s))
         return len(self._replicas) - 1
 
     def deliver(self, replica: int, row: int, now_s: float) -> bool:
-        """A request arrives at a replica, which sees it when its next step begins; False if its queue is full."""
+        """Deliver a request to a replica, which sees it when its next step begins; False if its queue is full."""
         return self._replicas[replica].deliver(row, now_s)
 
     def cancel(self, row: int, now_s: float) -> float:
-        """The client of a request goes away. A step under way still computes it; gives when it leaves, at its end."""
+        """Cancel a request; returns when it leaves the replica: a step under way still computes it to its end."""
         if not self._replicas:
             return now_s
         return self._replicas[self.requests["replica"][row]].cancel(row, now_s)
 
     def clear(self, replica: int, now_s: float) -> list[int]:
-        """A replica dies; the requests that are lost with it."""
+        """Fail a replica; returns the requests that are lost."""
         return self._replicas[replica].clear(now_s)
 
     def waiting(self, replica: int) -> int:
-        """Requests in its queue."""
+        """Number of requests in a replica's queue."""
         return len(self._replicas[replica].scheduler.waiting)
 
     def busy_s(self, replica: int, now_s: float) -> float:
@@ -80,10 +80,10 @@ class ReferenceReplicas:
         return float(self.counts["busy_s"][replica]) + self._replicas[replica].under_way_s(now_s)
 
     def advance(self, until_s: float, watching: bool) -> float:
-        """Move all replicas up to a time; steps that would begin then are left.
+        """Run all replicas up to a time; steps that would begin then are left.
 
-        Watching: only up to the first time at which a watched request finishes, which is given (who did is in
-        `finished`); else infinity.
+        With `watching` only up to the first time at which a watched request finishes, which is returned (its row is
+        in `finished`); else infinity.
 
         Raises:
             InputError: the step-time model gives no finite time ≥ 0.
@@ -129,19 +129,19 @@ class Replica:
 
     @property
     def next_s(self) -> float:
-        """When something happens here by itself."""
+        """The time of the replica's next event."""
         if self.ends_s is not None:
             return self.ends_s
         return self.now_s if self.scheduler.has_work else math.inf
 
     def is_due(self, until_s: float) -> bool:
-        """Whether that is by `until_s` (a step that would begin just then is not)."""
+        """Whether the next event is by `until_s` (a step that would begin just then is not)."""
         if self.ends_s is not None:
             return self.ends_s <= until_s
         return self.now_s < until_s and self.scheduler.has_work
 
     def under_way_s(self, now_s: float) -> float:
-        """How long the step under way has taken so far."""
+        """Seconds that the step under way has taken so far."""
         return now_s - self._started_s if self.ends_s is not None else 0.0
 
     def turn(self) -> None:
@@ -299,7 +299,7 @@ class Replica:
         self._cancelled.clear()
 
     def _kept(self, request: Request) -> int:
-        """How many of a decode's guesses turn out right: each with the acceptance rate, up to the first wrong one."""
+        """Accepted draft tokens of a decode: each with the acceptance rate, up to the first wrong one."""
         kept, client = 0, int(self.all.requests["client"][request.request_id])
         while kept < request.draft_tokens:
             if uniform(self.all.seed, client, request.output_tokens + kept) >= self.kind.acceptance_rate:
@@ -324,7 +324,7 @@ class Replica:
 
 
 def uniform(seed: int, request: int, token: int) -> float:
-    """A number in [0, 1) of its own for each guessed token (SplitMix64: Steele, Lea & Flood 2014)."""
+    """A random number in [0, 1) for each guessed token (SplitMix64: Steele, Lea & Flood 2014)."""
     x = (seed + 0x9E3779B97F4A7C15 * (request + 1) + 0xD1B54A32D192ED03 * (token + 1)) & _MASK
     x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ x >> 27) * 0x94D049BB133111EB) & _MASK

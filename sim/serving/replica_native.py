@@ -83,7 +83,7 @@ def is_available() -> bool:
 
 
 class NativeReplicas:
-    """The same as `sim.serving.replica.ReferenceReplicas`."""
+    """`sim.serving.replica.ReferenceReplicas`, compiled."""
 
     def __init__(
         self,
@@ -227,7 +227,7 @@ class NativeReplicas:
         contexts: Any,
         steps: int,
     ) -> float:
-        """Step times of a model in Python; what it raises waits until the C code has returned."""
+        """Step times of a model in Python; an exception is raised once the C code has returned."""
         try:
             cached = contexts[:decodes]
             if steps:

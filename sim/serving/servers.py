@@ -1,6 +1,6 @@
-"""The machines of a fleet: ordered, opened, closed, drained, released; which of them serve now, and what is paid.
+"""The servers of a fleet: ordered, opened, closed, drained, released; which of them serve now, and what is paid.
 
-A machine is paid for from its order to its release, but not while the cloud has taken it back. A machine that is
+A server is paid for from its order to its release, but not while the cloud has taken it back. A server that is
 drained takes no more requests and is released when the last one leaves it. Its replica's number then goes to the next
 order, so that arrays by replica stay short however often a fleet grows and shrinks.
 """
@@ -23,9 +23,9 @@ ROLES = ("serve", "prefill", "decode")
 
 @dataclass(eq=False)
 class Server:
-    """One machine of the fleet, from its order to its release."""
+    """One server of the fleet, from its order to its release."""
 
-    replica: int  # its number among the replicas; a machine that comes back after a failure keeps it
+    replica: int  # its number among the replicas; a server that comes back after a failure keeps it
     kind: ReplicaSpec
     kind_index: int
     nth: int  # of its kind
@@ -35,16 +35,16 @@ class Server:
     drained_s: float = math.nan  # takes no more requests from then on
     released_s: float = math.nan
     away_s: float = math.nan  # since when the cloud has it back
-    unpaid_s: float = 0.0  # between a machine that was taken back and the next
+    unpaid_s: float = 0.0  # between a server that was taken back and the next
     left_s: float = -math.inf  # when a request last left it without an answer
     failures: int = 0
 
 
 class Servers:
-    """All machines of a fleet, and which serve now.
+    """All servers of a fleet, and which serve now.
 
     Attributes:
-        servers: every machine that was ever ordered.
+        servers: every server that was ever ordered.
         serving: replicas that take requests, by role.
         weights: of each replica, for routers.
     """
@@ -62,11 +62,11 @@ class Servers:
         self._replicas = 0
 
     def of_kind(self, kind_index: int) -> list[Server]:
-        """Machines of a kind that serve, will serve, or will again."""
+        """Servers of a kind that serve, or will: not drained."""
         return list(self._present[kind_index])
 
     def order(self, kind_index: int, now_s: float, ready_s: float) -> Server | None:
-        """A machine more; None while `most` are there, those included that still empty."""
+        """Order a server; None while `most` are there, those included that are still emptying."""
         kind = self.fleet.kinds[kind_index]
         replica = self._free_replica(kind_index, now_s)
         if replica is None:
@@ -80,7 +80,7 @@ class Servers:
         return server
 
     def set_serving(self, server: Server, serves: bool) -> None:
-        """A machine takes requests from now on, or takes none."""
+        """Let a server take requests from now on, or none."""
         server.serves = serves
         role = server.kind.role
         self.serving[role] = np.array(
@@ -95,29 +95,29 @@ class Servers:
         )
 
     def drain(self, server: Server, now_s: float) -> None:
-        """A machine takes no further requests, and is released when it is empty."""
+        """Let a server take no further requests; it is released when it is empty."""
         server.drained_s = now_s
         self.set_serving(server, False)
         self._present[server.kind_index].remove(server)
         self._emptying[server.kind_index].append(server)
 
     def computes(self, server: Server) -> bool:
-        """Whether there is anything on a machine that a failure could hit."""
+        """Whether a failure of the server has an effect: it serves, or requests are left on it."""
         return server.serves or bool(self.core.outstanding[server.replica])
 
     def is_done_with(self, server: Server) -> bool:
-        """Whether a machine was drained and is empty: released, or about to be."""
+        """Whether a server was drained and is empty: released, or about to be."""
         if math.isnan(server.drained_s):
             return False
         return not math.isnan(server.released_s) or not self.core.outstanding[server.replica]
 
     def note_leaving(self, replica: int, left_s: float) -> None:
-        """A request leaves a replica then, without an answer."""
+        """Note that a request leaves a replica at `left_s` without an answer."""
         server = self._server_of[replica]
         server.left_s = max(server.left_s, left_s)
 
     def settle(self, ended_s: float) -> None:
-        """The run is over: what is still there was paid for up to the end."""
+        """End the run: servers that are still there are paid for up to its end."""
         for server in self.servers:
             if math.isnan(server.released_s):
                 if math.isnan(server.drained_s):
@@ -146,7 +146,7 @@ class Servers:
         return None
 
     def _empty_s(self, server: Server) -> float:
-        """When a drained machine's last request left."""
+        """When a drained server's last request left."""
         last_finish_s = float(self.core.counts["last_finish_s"][server.replica])
         return max(server.drained_s, last_finish_s, server.left_s)
 
@@ -158,7 +158,7 @@ class Servers:
 
 
 def most_servers(fleet: Fleet, most_replicas: int = 0) -> int:
-    """Machines that may exist at once, those included that are still emptying.
+    """Servers that may exist at once, those included that are still emptying.
 
     Raises:
         InputError: the fleet starts with more than `most_replicas` (0: no other limit than the autoscalers').

@@ -3,8 +3,8 @@
 Each replica is a process. Its first track holds the engine's steps, one slice per jump (many equal decode steps are
 one slice), with counters of running and waiting requests and of KV blocks held. Below, each request is a slice with
 its phases nested in it: queue (arrival to first time in a batch), prefill (to the first token), decode (to the last).
-A phase that took no time has no slice. A request that never finished ends where it was last seen; one that nobody
-served is an instant.
+A phase that took no time has no slice. A request that never finished ends where it was last seen; one that was
+never served is an instant.
 
 The format ("Trace Event Format", Google 2016): complete events "X" with `ts` and `dur` in microseconds, counters "C",
 instants "i", names "M". Slices of one track must nest, a viewer drops those that overlap halfway; so requests that
@@ -187,7 +187,7 @@ def _request_events(
         seen = [None if math.isnan(moment) else int(moment) for moment in moments[i].tolist()]
         arrived, scheduled, first, finished = seen
         if arrived is None:
-            continue  # whoever it should have followed never finished
+            continue  # the request that it should have followed never finished
         end = max(moment for moment in seen if moment is not None)
         while taken and taken[0][0] <= arrived:
             heapq.heappush(free, heapq.heappop(taken)[1])

@@ -9,7 +9,7 @@ invoices go out and customers leave (729), depreciation, interest and tax are bo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import simpy
@@ -92,6 +92,18 @@ class ClosedRound:
     staff_share: float
 
 
+class Event(NamedTuple):
+    """Something that happened: the hour, the stage, what kind of event, and its numbers and names.
+
+    `sim.i18n.event_messages` has a sentence for each kind.
+    """
+
+    hour: float
+    stage: str
+    kind: str
+    values: dict[str, Any]
+
+
 @dataclass
 class World:
     """One company in one SimPy environment: stages record quantities here and money in the ledger."""
@@ -115,7 +127,7 @@ class World:
     records: dict[str, FloatArray] = field(default_factory=dict)
     fleet_by_hour: list[FloatArray] = field(default_factory=list)  # per month [24, 5], see FLEET_COLUMNS
     billed: dict[str, FloatArray] = field(default_factory=dict)  # customers by plan [month of joining, month]
-    events: list[tuple[float, str, str]] = field(default_factory=list)  # hour, stage, what
+    events: list[Event] = field(default_factory=list)  # in order of time
     plan_records: dict[tuple[str, str], FloatArray] = field(default_factory=dict)  # plan, what [months]
     open_items: list[OpenItem] = field(default_factory=list)  # every bill and invoice, paid or not
     rounds: list[ClosedRound] = field(default_factory=list)  # who bought shares, in order of time
@@ -167,9 +179,9 @@ class World:
             self.plan_records[plan, name] = np.zeros(self.months)
         self.plan_records[plan, name][self.month] += value
 
-    def note(self, stage: str, what: str) -> None:
-        """Remember something that happened, for the report's list of events."""
-        self.events.append((self.env.now, stage, what))
+    def note(self, stage: str, kind: str, /, **values: Any) -> None:
+        """Add an event of a kind of `sim.i18n.event_messages.EVENTS`, which names its values, at this hour."""
+        self.events.append(Event(self.env.now, stage, kind, values))
 
 
 def use_idle(world: World, hours: float, account: str, memo: str) -> float:

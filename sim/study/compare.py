@@ -1,10 +1,10 @@
-"""Compare: scenarios side by side, at the same seeds and with every uncertain assumption at its median."""
+"""Comparison of scenarios at the same seeds, with every uncertain assumption at its median."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError
 from sim.scenario.conditions import Measure
-from sim.scenario.outcomes import OUTCOMES
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.scenario.metrics import OUTCOMES
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.differences import differences, overrides_between, plain
 from sim.study.estimates import half_width
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 
 if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
@@ -25,7 +26,7 @@ MONTHLY = ("revenue_usd", "gross_margin", "net_income_usd", "cash_usd", "custome
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scenarios side by side, at the same seeds.
+    """The result of `compare`: scenarios at the same seeds.
 
     `headline`: one row per scenario and outcome: scenario, outcome, label, unit, higher_is_better, value (mean), low,
     high (95 % interval of it), difference (to the first scenario, paired by seed), difference_low, difference_high.
@@ -45,15 +46,15 @@ def compare(
     *,
     seeds: int = 8,
     monthly: Sequence[str] = MONTHLY,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Comparison:
-    """Run scenarios at the same seeds; the first is what the others are compared with.
+    """Run scenarios at the same seeds and compare them with the first.
 
     Args:
-        scenarios: by the name to show; two or more. The first one's seed is the first seed of all.
+        scenarios: {name: scenario}, two or more. The first one's seed is the first seed of all.
         seeds: runs of each.
         monthly: columns of the monthly table to keep.
-        options: as in `run_points`.
+        options: of the runs.
 
     Raises:
         InputError: fewer than two scenarios, or one that can't be run.
@@ -63,7 +64,7 @@ def compare(
     names, each = tuple(scenarios), list(scenarios.values())
     first = each[0]
     candidates = [overrides_between(plain(first), plain(other)) for other in each]
-    with Candidates(first, luck_of(first, seeds), options) as runner:
+    with Candidates(first, common_points(first, seeds), options) as runner:
         frames = runner.runs(candidates, monthly=monthly)
     for name, frame in zip(names, frames, strict=True):
         if error := first_error(frame):
@@ -132,7 +133,7 @@ def _monthly(
 
 
 def _changes(scenarios: Mapping[str, Scenario]) -> pd.DataFrame:
-    """Assumptions in which any scenario differs from the first; entries not there are "absent"."""
+    """Assumptions in which any scenario differs from the first; missing entries are "absent"."""
     names, each = list(scenarios), list(scenarios.values())
     rows: dict[str, dict[str, Any]] = {}
     for name, other in zip(names[1:], each[1:], strict=True):

@@ -1,4 +1,4 @@
-"""What differs between two scenarios, and scenarios half-way between them: some assumptions of one, some of the other.
+"""Differences between two scenarios, and hybrids of them: some assumptions of one, some of the other.
 
 A difference is a dotted key with its two values. Entries of a mapping (plans, people, competitors …) that only
 one scenario has are one difference as a whole: with the entry, or without it.
@@ -15,7 +15,7 @@ from sim.i18n.translate import mark
 from sim.scenario.scenario import Scenario
 
 ABSENT = mark("absent")  # shown for an entry that a scenario doesn't have
-# Titles, notes, what studies ask; and runs are compared at the same seeds.
+# Titles, notes and studies don't change a run; runs are compared at the same seeds.
 _NO_EFFECT = ("name", "sources", "seed", "uncertainty")
 _MISSING = object()
 Path = tuple[str, ...]
@@ -23,7 +23,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Difference:
-    """One assumption that differs; `before` and `after` are plain values, `ABSENT` for an entry not there."""
+    """One assumption that differs; `before` and `after` are plain values, `ABSENT` for a missing entry."""
 
     path: Path
     before: Any
@@ -43,7 +43,7 @@ def differences(a: Scenario, b: Scenario) -> list[Difference]:
 
 
 def plain(scenario: Scenario) -> dict[str, Any]:
-    """All values that a run depends on, but the seed."""
+    """All values that a run depends on, except the seed."""
     values = scenario.model_dump(mode="python")
     for name in _NO_EFFECT:
         values.pop(name, None)
@@ -51,7 +51,7 @@ def plain(scenario: Scenario) -> dict[str, Any]:
 
 
 def hybrid(a: Scenario, b: Scenario, taken: Iterable[Difference]) -> dict[str, Any]:
-    """The overrides that make of `a` a scenario with the differences `taken` brought in from `b`."""
+    """The overrides that turn `a` into a scenario with the differences `taken` applied from `b`."""
     before = plain(a)
     values, other = copy.deepcopy(before), plain(b)
     for difference in taken:
@@ -77,7 +77,7 @@ def _in_order_of(values: Any, other: Any) -> Any:
 def overrides_between(
     before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, Any]:
-    """{dotted key: value} that turn one tree of values into another; a mapping whose names change comes whole."""
+    """{dotted key: value} that turn one tree of values into another; a mapping whose names change is replaced whole."""
     changes: dict[str, Any] = {}
     for name, value in after.items():
         old, key = before.get(name, _MISSING), f"{prefix}{name}"
@@ -91,14 +91,14 @@ def overrides_between(
 
 
 def grouped(found: Sequence[Difference], most: int) -> dict[str, list[Difference]]:
-    """At most `most` groups of neighbours, {key or its beginning: differences}: each alone when there are so few.
+    """At most `most` groups of neighbours, {key or prefix: differences}; single differences when they are that few.
 
-    Else whole sections, of which the largest are taken apart as long as there is room.
+    Otherwise whole sections; the largest are split as long as the number of groups allows.
     """
     groups = _split(found, 1)
-    apart = True
-    while apart:
-        apart = False
+    split = True
+    while split:
+        split = False
         for name, members in sorted(groups.items(), key=lambda item: -len(item[1])):
             finer = _split(members, len(name.split(".")) + 1) if len(members) > 1 else {}
             while len(finer) == 1 and next(iter(finer)) != members[0].key:
@@ -109,13 +109,13 @@ def grouped(found: Sequence[Difference], most: int) -> dict[str, list[Difference
                     for label, held in groups.items()
                     for key, entry in (finer if label == name else {label: held}).items()
                 }
-                apart = True
+                split = True
                 break
     return {_common_key(members): members for members in groups.values()}
 
 
 def _common_key(members: Sequence[Difference]) -> str:
-    """How far the keys of a group agree: the whole key of a single one."""
+    """The common prefix of a group's keys; the whole key of a single one."""
     first = members[0].path
     agree = next(
         (
@@ -155,5 +155,5 @@ def _same_order(a: Any, b: Any) -> bool:
 
 
 def _by_key(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether dotted keys reach every change inside: none comes, goes or moves, no name holds a dot."""
+    """Whether dotted keys reach every change: same names in the same order, none with a dot."""
     return list(old) == list(new) and not any("." in name for name in new)

@@ -1,7 +1,7 @@
-"""How sure a measure over a few runs is: 95 % intervals, by the method that fits the statistic.
+"""95 % confidence intervals of a measure over runs, by the method that fits the statistic.
 
-Means: Student's t. Probabilities: Wilson's score interval (E. B. Wilson 1927), which stays honest at 0 and 1.
-Percentiles: order statistics, by the binomial distribution of how many runs lie below. Extremes have none.
+Means: Student's t. Probabilities: Wilson's score interval (E. B. Wilson 1927), which keeps its coverage near
+0 and 1. Percentiles: order statistics, by the binomial distribution of the number of runs below. Extremes have none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure and its 95 % interval; NaN where so few runs say nothing about it."""
+    """A measure and its 95 % interval; NaN where there are too few runs for one."""
 
     value: float
     low: float
@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(measure: Measure, runs: pd.DataFrame) -> Estimate:
-    """A measure over runs with its interval.
+    """A measure over runs with its 95 % interval.
 
     Raises:
         InputError: an outcome that the runs don't have.
@@ -50,7 +50,7 @@ def estimate(measure: Measure, runs: pd.DataFrame) -> Estimate:
 
 
 def half_width(values: NDArray[np.float64]) -> float:
-    """Half of the 95 % interval of the mean (Student's t); NaN with one value."""
+    """Half the width of the 95 % interval of the mean (Student's t); NaN with one value."""
     from scipy.stats import t
 
     if len(values) < 2:
@@ -59,12 +59,12 @@ def half_width(values: NDArray[np.float64]) -> float:
 
 
 def standard_error(values: NDArray[np.float64]) -> float:
-    """Of the mean; NaN with one value."""
+    """Standard error of the mean; NaN with one value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def wilson(yes: int, runs: int) -> tuple[float, float]:
-    """95 % interval of a probability of which `yes` of `runs` came true."""
+    """Wilson's 95 % interval of a probability, after `yes` successes in `runs` trials."""
     from scipy.stats import norm
 
     z = float(norm.ppf(0.5 + CONFIDENCE / 2))
@@ -75,7 +75,7 @@ def wilson(yes: int, runs: int) -> tuple[float, float]:
 
 
 def _order_statistics(values: NDArray[np.float64], level: float) -> tuple[float, float]:
-    """The runs between which the percentile lies; NaN on a side where there are too few runs to tell."""
+    """The order statistics that bound the percentile; NaN on a side with too few runs."""
     from scipy.stats import binom
 
     ordered, n = np.sort(values), len(values)

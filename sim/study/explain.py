@@ -1,4 +1,4 @@
-"""Why two companies differ: an outcome's difference explained by terms that add up.
+"""Explanations of the difference of an outcome between two companies, by terms that add up.
 
 By account: double entry makes every amount of money a sum of accounts, so the difference between two companies' cash or
 profit is the sum of the accounts' differences, to the micro-dollar. By assumption: which of the changed assumptions
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,11 @@ import pandas as pd
 from engine.errors import InputError
 from sim.accounting.ledger import MICRO_PER_USD, PROFIT_KINDS
 from sim.scenario.conditions import Measure, require_outcomes
-from sim.scenario.outcomes import OUTCOMES
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.scenario.metrics import OUTCOMES
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.differences import Difference, differences, grouped, hybrid
 from sim.study.estimates import standard_error
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 from sim.study.shapley import Coalition, coalitions, contributions, drawn_orders, shapley
 from sim.study.waterfall import Term, waterfall
 
@@ -42,8 +43,8 @@ class Explanation:
 
     `bars`: see `sim.study.waterfall.waterfall`; the terms are accounts, or groups of assumptions. `groups`: which keys
     each term of assumptions stands for, with both values: term, key, before, after. `method`: "accounts", "exact"
-    (every coalition), "orders" (drawn ones: a term's standard error tells how well) or "sequence" (one order, told by
-    `groups`: another order divides the difference in another way).
+    (every coalition), "orders" (drawn ones, with a standard error per term) or "sequence" (one order, that of
+    `groups`; another order divides the difference differently).
     """
 
     outcome: str
@@ -64,7 +65,7 @@ def explain_by_account(
     seeds: int = 1,
     profile: Profile | None = None,
 ) -> Explanation:
-    """Why cash, profit or revenue of `b` differs from that of `a`, account by account; means over common seeds.
+    """Explain the difference of cash, profit or revenue from `a` to `b` by account; means over common seeds.
 
     Raises:
         InputError: another outcome, or as `simulate`.
@@ -73,10 +74,10 @@ def explain_by_account(
 
     if outcome not in BY_ACCOUNT:
         raise InputError(f"outcome {outcome}: not a sum of accounts, allowed: {', '.join(BY_ACCOUNT)}")
-    chances = luck_of(a, seeds)
+    points = common_points(a, seeds)
     both: list[list[dict[str, int]]] = []
     for scenario in (a, b):
-        ledgers = (simulate(scenario, chance.seed, profile).statements.ledger for chance in chances)
+        ledgers = (simulate(scenario, point.seed, profile).statements.ledger for point in points)
         both.append([_by_account(outcome, ledger, scenario.horizon_months) for ledger in ledgers])
     before, after = both
     terms = []
@@ -102,20 +103,20 @@ def explain_by_assumption(
     seeds: int = 4,
     groups: Mapping[str, Sequence[str]] | None = None,
     method: Method | None = None,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Explanation:
-    """Which changed assumptions cause how much of the difference of an outcome between `a` and `b`.
+    """Attribute the difference of an outcome from `a` to `b` to the changed assumptions, by Shapley's values.
 
     Args:
-        a: where the explanation starts.
-        b: where it ends.
+        a: the scenario at the start.
+        b: the scenario at the end.
         outcome: any outcome of a run (`sim.study.runs.outcomes`); means over common seeds.
         names: of the two.
         seeds: runs of each coalition.
-        groups: {term: the keys it stands for, or their beginnings}; by default each key alone, or by section when there
+        groups: {term: its keys, or prefixes of keys}; by default each key alone, or by section when there
             are more than 8. Assumptions that can't be changed one without the other are always one term.
         method: "exact", "orders" or "sequence"; by default exact up to 8 groups, drawn orders beyond.
-        options: as in `run_points`.
+        options: of the runs.
 
     Raises:
         InputError: nothing differs, an unknown outcome or group, an outcome that is undefined in some run.
@@ -133,7 +134,7 @@ def explain_by_assumption(
         )
     orders = [list(range(len(labels)))] if method == "sequence" else drawn_orders(len(labels), _PAIRS, a.seed)
     wanted = coalitions(len(labels)) if method == "exact" else _along(orders)
-    with Candidates(a, luck_of(a, seeds), options) as runner:
+    with Candidates(a, common_points(a, seeds), options) as runner:
         changes = [hybrid(a, b, [one for index in sorted(s) for one in terms[labels[index]]]) for s in wanted]
         frames = runner.runs(changes)
     worth = {s: _exact_values(outcome, frame) for s, frame in zip(wanted, frames, strict=True)}
@@ -154,8 +155,8 @@ def explain_by_assumption(
         mean = sum((part[index] for part in parts), Fraction(0)) / len(parts)
         each = [float(part[index]) for part in parts]
         bars_terms.append(Term(label, mean, _error(each, len(orders) if method == "orders" else 1)))
-    nobody, everybody = frozenset[int](), frozenset(range(len(labels)))
-    start, end = (sum(worth[s], Fraction(0)) / seeds for s in (nobody, everybody))
+    none, every = frozenset[int](), frozenset(range(len(labels)))
+    start, end = (sum(worth[s], Fraction(0)) / seeds for s in (none, every))
     bars = (
         _money_bars(start, end, bars_terms, names)
         if OUTCOMES[outcome].unit == "USD"
@@ -165,7 +166,7 @@ def explain_by_assumption(
 
 
 def _by_account(outcome: str, ledger: Any, months: int) -> dict[str, int]:
-    """What each account adds to an amount over the whole run, in micro-dollars.
+    """Contribution of each account to an amount over the whole run, in micro-dollars.
 
     Cash is minus the sum of all other balances, since debits and credits cancel.
     """
@@ -217,16 +218,19 @@ def _named_groups(
 
 
 def _feasible(a: Scenario, b: Scenario, groups: dict[str, list[Difference]]) -> dict[str, list[Difference]]:
-    """Groups merged until any of them can be brought in without the others.
+    """Groups merged until each of them can be applied without the others.
 
-    A pair that only makes sense together (two signup shares, a plan and the share it takes) shows when one of it
-    comes in alone, or stays out alone.
+    Assumptions that are valid only together (two signup shares, a plan and the share it takes) are found by applying
+    one group alone, and all groups but one.
     """
     while len(groups) > 1:
-        lame = next((label for label in groups if not _possible(a, b, groups, [label])), None)
-        if lame is None:
+        invalid = next((label for label in groups if not _possible(a, b, groups, [label])), None)
+        if invalid is None:
             return groups
-        companies = [*([lame, other] for other in groups if other != lame), *_neighbourhoods(groups, lame)]
+        companies = [
+            *([invalid, other] for other in groups if other != invalid),
+            *_neighbourhoods(groups, invalid),
+        ]
         together = next((one for one in companies if _possible(a, b, groups, one)), list(groups))
         joined = [label for label in groups if label in together]
         kept = {label: members for label, members in groups.items() if label not in joined}
@@ -235,7 +239,7 @@ def _feasible(a: Scenario, b: Scenario, groups: dict[str, list[Difference]]) -> 
 
 
 def _neighbourhoods(groups: dict[str, list[Difference]], label: str) -> list[list[str]]:
-    """The groups that stand in the same section, from the innermost section outward."""
+    """The groups of the same section, from the innermost section outward."""
     path = groups[label][0].path
     return [
         [name for name, members in groups.items() if any(one.path[:depth] == path[:depth] for one in members)]
@@ -248,7 +252,7 @@ def _joined(labels: list[str]) -> str:
 
 
 def _possible(a: Scenario, b: Scenario, groups: dict[str, list[Difference]], labels: Sequence[str]) -> bool:
-    """Whether these groups can come in alone, and can stay out alone."""
+    """Whether a scenario with only these groups, and one with all but these, is valid."""
     inside = [one for label in labels for one in groups[label]]
     outside = [one for label, members in groups.items() if label not in labels for one in members]
     try:
@@ -260,7 +264,7 @@ def _possible(a: Scenario, b: Scenario, groups: dict[str, list[Difference]], lab
 
 
 def _along(orders: list[list[int]]) -> list[Coalition]:
-    """Every coalition that comes up along the orders, once."""
+    """Every coalition along the orders, once."""
     met: dict[Coalition, None] = {}
     for order in orders:
         for size in range(len(order) + 1):
@@ -283,7 +287,7 @@ def _exact_values(outcome: str, runs: pd.DataFrame) -> list[Fraction]:
 
 
 def _error(each: list[float], orders: int) -> float:
-    """Standard error of a term: over seeds, whose orders are averaged first; over orders where there is one seed."""
+    """Standard error of a term: over seeds (orders averaged first), or over orders with one seed."""
     values = np.array(each).reshape(-1, orders)
     return standard_error(values.mean(axis=1)) if len(values) > 1 else standard_error(values.ravel())
 

@@ -3,7 +3,7 @@
 The outcome over common seeds is scanned between two bounds; wherever it passes the target between two neighbours,
 `scipy.optimize.toms748` (Alefeld, Potra and Shi 1995) closes in, without derivatives. Nothing is assumed about
 the curve: several crossings are all listed, a jump over the target (whole machines, whole months, a funding
-round missed) is called a jump, and when the target is never reached the range that is reached is told.
+round missed) is called a jump, and when the target is never reached the range of the outcome is given.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from sim.scenario.conditions import Condition, Measure, parse_condition, require_outcomes
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.estimates import estimate
 from sim.study.levers import key_facts, spread
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 
 if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
@@ -35,7 +37,7 @@ _MET = (
 
 @dataclass(frozen=True)
 class Crossing:
-    """A place where the outcome passes the target.
+    """A value at which the outcome passes the target.
 
     `below` and `above` are the last values tried on both sides; for a jump (or a whole-numbered key) the outcome is
     never the target itself: it is `outcome_below` up to the one and `outcome_above` from the other.
@@ -51,11 +53,11 @@ class Crossing:
 
 @dataclass(frozen=True)
 class GoalSeek:
-    """What goal seek found.
+    """The result of `goal_seek`.
 
     `crossings`: value, kind, below, above, outcome_below, outcome_above, outcome (at `value`), and the 95 % interval
-    of the value over seeds, low and high (NaN where the seeds don't tell). `scan`: one row per value tried, in order:
-    value, outcome, outcome_low, outcome_high (95 % interval of the outcome), error (why no run, else "").
+    of the value over seeds, low and high (NaN where the scan doesn't bound it). `scan`: one row per value tried, in
+    order: value, outcome, outcome_low, outcome_high (95 % interval of the outcome), error (of a failed run, else "").
     """
 
     key: str
@@ -81,11 +83,11 @@ def find_crossings(
     """Every place between the values scanned at which a curve passes a target.
 
     Args:
-        curve: the outcome at some values; NaN where it is undefined (no crossing is looked for beside it).
-        target: to reach.
-        values: scanned first, increasing.
+        curve: the outcome at some values; NaN where it is undefined (no crossing is searched next to it).
+        target: value of the outcome to reach.
+        values: arguments of the first scan, increasing.
         whole: only whole values make sense.
-        tolerance: of the place, relative to the distance of the first and last value.
+        tolerance: of a crossing, relative to the distance between the first and last value.
     """
     known = dict(zip(values, (float(outcome) for outcome in curve(values)), strict=True))
 
@@ -120,9 +122,9 @@ def goal_seek(
     points: int = 13,
     log: bool = False,
     tolerance: float = 1e-3,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> GoalSeek:
-    """At which value of an assumption does an outcome, over common seeds (and draws), reach a number?
+    """The values of an assumption at which an outcome, over common seeds and draws, reaches a number.
 
     Args:
         scenario: the company.
@@ -133,8 +135,8 @@ def goal_seek(
         seeds: runs per value, the same for all.
         points: values in the first scan.
         log: scan by equal factors.
-        tolerance: of the value, relative to high − low.
-        options: as in `run_points`.
+        tolerance: accuracy of the value, relative to high − low.
+        options: of the runs.
 
     Raises:
         InputError: an unknown key, outcome or bound, or no value at which the company can be run.
@@ -155,18 +157,18 @@ def goal_seek(
         frames = candidates.runs(
             [{key: round(value) if facts.whole else value} for value in values],
             span=(0.0, 0.5) if first else (0.5, 0.95),
-            doing="scan" if first else "closing in",
+            doing=Message("scan") if first else Message("closing in"),
         )
         tried.update(zip(values, frames, strict=True))
         return [_outcome(condition.measure, frame) for frame in frames]
 
-    with Candidates(scenario, luck_of(scenario, seeds, drawn=True), options) as candidates:
+    with Candidates(scenario, common_points(scenario, seeds, drawn=True), options) as candidates:
         found = find_crossings(curve, condition.value, scanned, whole=facts.whole, tolerance=tolerance)
     errors = {value: first_error(frame) for value, frame in tried.items()}
     if all(errors[value] for value in scanned):
         raise InputError(f"{key}: no run at any value from {low:g} to {high:g}: {errors[scanned[0]]}")
-    if (tell := options.get("progress")) is not None:
-        tell(1.0, "done")
+    if options.progress is not None:
+        options.progress(1.0, Message("done"))
     scan = _scan_table(condition.measure, tried, errors)
     outcomes = scan["outcome"].dropna()
     return GoalSeek(
@@ -193,12 +195,12 @@ def _close_in(
     whole: bool,
     step: float,
 ) -> Crossing:
-    """Narrow a bracket to `step`; the bracket always keeps the target between its ends."""
+    """Narrow a bracket to `step`; the target always lies between the outcomes at its ends."""
     from scipy.optimize import toms748
 
     sides = {left: off(left), right: off(right)}
 
-    def asked(value: float) -> float:
+    def evaluated(value: float) -> float:
         value = float(value)
         found = off(value)
         if math.isnan(found):
@@ -210,11 +212,11 @@ def _close_in(
         if whole:
             while right - left > 1:
                 middle = float((left + right) // 2)
-                left, right = (middle, right) if asked(middle) * sides[right] < 0 else (left, middle)
+                left, right = (middle, right) if evaluated(middle) * sides[right] < 0 else (left, middle)
         else:
-            toms748(asked, left, right, xtol=step, rtol=1e-12, maxiter=_STEPS, disp=False)
+            toms748(evaluated, left, right, xtol=step, rtol=1e-12, maxiter=_STEPS, disp=False)
     except _Undefined:
-        pass  # undefined inside the bracket: what is known so far is told
+        pass  # undefined inside the bracket: the narrowest one so far is the result
     below, above = _tightest(sides)
     nearest = min((below, above), key=lambda value: abs(sides[value]))
     reached = sides[nearest] == 0 if whole else abs(sides[nearest]) <= _MET * width
@@ -224,7 +226,7 @@ def _close_in(
 
 
 class _Undefined(Exception):
-    """The outcome is undefined at a value that was asked for."""
+    """The outcome is undefined at a value that was evaluated."""
 
 
 def _tightest(sides: dict[float, float]) -> tuple[float, float]:
@@ -235,7 +237,7 @@ def _tightest(sides: dict[float, float]) -> tuple[float, float]:
 
 
 def _that_holds(crossing: Crossing, condition: Condition) -> Crossing:
-    """Of the two sides, the one on which an inequality holds; for an equation the nearer one stays."""
+    """The crossing with the side on which an inequality holds; for an equation, unchanged."""
     if condition.relation == "=":
         return crossing
     holds = condition.compared(np.array([crossing.outcome_below, crossing.outcome_above]))
@@ -271,10 +273,9 @@ def _crossing_table(found: list[Crossing], target: float, scan: pd.DataFrame) ->
 
 
 def _interval(value: float, target: float, scan: pd.DataFrame) -> tuple[float, float]:
-    """95 % interval of a crossing: the values around it at which the outcome may as well be the target.
+    """95 % interval of a crossing: the values around it whose outcome has the target within its own interval.
 
-    That is where the target lies within the outcome's own interval; between values tried, its edge is drawn as
-    a line. NaN on a side where the interval doesn't end among the values tried.
+    The edge is interpolated linearly between values tried; NaN on a side where no value tried lies outside.
     """
     good = scan.dropna(subset=["outcome_low", "outcome_high"])
     below = good[good["value"] <= value].iloc[::-1]
@@ -283,7 +284,7 @@ def _interval(value: float, target: float, scan: pd.DataFrame) -> tuple[float, f
 
 
 def _edge(outward: pd.DataFrame, target: float) -> float:
-    """Where, going outward from a crossing, the interval of the outcome leaves the target."""
+    """The value, going outward from a crossing, at which the outcome's interval no longer holds the target."""
     inner: tuple[float, float, float] | None = (
         None  # value, and how far the ends of the interval lie from the target
     )

@@ -1,9 +1,9 @@
-"""Global sensitivity: which inputs of a function decide its value, over their whole ranges and together.
+"""Global sensitivity indices: the influence of a function's inputs over their whole ranges.
 
 - Morris (1991, Technometrics 33; μ* by Campolongo et al. 2007): paths on a grid, one input moved at a time. μ* is the
-  mean absolute effect of moving an input over its range, σ how much that depends on the others (or is no line).
+  mean absolute effect of moving an input over its range, σ the effect's spread (interaction, or nonlinearity).
 - Sobol' indices (Saltelli et al. 2010, Comput. Phys. Commun. 181): S1 is the share of the variance that an input
-  decides alone, ST with all it does together with others. Both by SALib, with 95 % intervals by bootstrap.
+  causes alone, ST its share with all interactions. Both by SALib, with 95 % intervals by bootstrap.
 
 Inputs are shares (quantiles) of independent distributions, evenly spread over (0, 1); correlations are left out, as
 the indices of correlated inputs would not divide the variance.
@@ -22,7 +22,7 @@ from engine.errors import InputError
 FloatArray = NDArray[np.float64]
 Function = Callable[[FloatArray], FloatArray]  # shares [points, inputs] -> values [points]
 LEVELS = 4
-# The ends of an unbounded distribution are not sensible places to stand: Morris moves within 90 % of it.
+# An unbounded distribution has no ends: Morris moves within its central 90 %.
 GRID_LOW, GRID_HIGH = 0.05, 0.95
 _RESAMPLES = 200
 
@@ -35,7 +35,7 @@ def morris(function: Function, names: list[str], trajectories: int, seed: int) -
         in the unit of the function, for a move over the range from the 5 % to the 95 % quantile.
 
     Raises:
-        InputError: fewer than 2 trajectories, or a value that is no number.
+        InputError: fewer than 2 trajectories, or a value that is not finite.
     """
     from SALib.analyze import morris as analysis
     from SALib.sample import morris as sampling
@@ -64,16 +64,16 @@ def sobol(function: Function, names: list[str], samples: int, seed: int) -> pd.D
     """Sobol' indices: samples × (inputs + 2) points.
 
     Args:
-        function: of shares.
+        function: values [points] of shares [points, inputs].
         names: of the inputs.
-        samples: of the base sample; a power of two keeps the Sobol' sequence balanced.
+        samples: size of the base sample; a power of two keeps the Sobol' sequence balanced.
         seed: of the scrambling and the bootstrap.
 
     Returns:
         One row per input: key, s1, s1_low, s1_high, st, st_low, st_high (95 %). NaN where the function never changes.
 
     Raises:
-        InputError: samples that are no power of two, or a value that is no number.
+        InputError: samples that are no power of two, or a value that is not finite.
     """
     from SALib.analyze import sobol as analysis
     from SALib.sample import sobol as sampling

@@ -1,7 +1,7 @@
-"""What a sensitivity study varies: each assumption over its distribution, or over ±20 % where it has none.
+"""Inputs of a sensitivity study: each assumption over its distribution, or over ±20 % where it has none.
 
-The range is the 10 % to 90 % quantile of the distribution the scenario gives; an assumption without one may lie
-anywhere between 20 % less and 20 % more, within what the schema allows (whole numbers: by one at least).
+The range is the 10 % to 90 % quantile of the distribution the scenario gives; an assumption without one
+ranges from 20 % less to 20 % more, within the bounds of the schema (whole numbers: by at least one).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SWING = 0.2
 
 @dataclass(frozen=True)
 class Input:
-    """One assumption that a study varies: what it is now, its range, and its distribution if it has one."""
+    """One assumption that a study varies: its value, its range, and its distribution if it has one."""
 
     key: str
     base: float
@@ -41,7 +41,7 @@ class Input:
     source: str = ""  # where the value comes from, "" when it is assumed
 
     def at(self, share: float) -> float | int:
-        """The value below which this share of all lies (0 to 1): of the distribution, or evenly from low to high."""
+        """Quantile of the distribution, or of the uniform one from low to high; `share` lies in [0, 1]."""
         if self.distribution is not None:
             value = float(self.distribution.quantile(share))
         else:
@@ -57,11 +57,11 @@ class Input:
 def inputs_of(
     scenario: Scenario, keys: Sequence[str] | None = None, *, swing: float = SWING
 ) -> tuple[list[Input], pd.DataFrame]:
-    """The assumptions to vary, and a table (key, why) of those that can't be.
+    """The assumptions to vary, and a table (key, why) of those that can't be varied.
 
     Args:
         scenario: the company.
-        keys: which, or their beginnings ("market", "market.plans.pro"); by default every number of the scenario.
+        keys: keys, or prefixes of keys ("market", "market.plans.pro"); by default every number of the scenario.
         swing: fraction by which an assumption without a distribution goes up and down.
 
     Raises:
@@ -116,7 +116,7 @@ def _chosen(scenario: Scenario, keys: Sequence[str] | None) -> list[str]:
     for key in keys:
         matching = [one for one in known if one == key or one.startswith(f"{key}.")]
         if not matching:
-            key_facts(scenario, key)  # says what is wrong with it
+            key_facts(scenario, key)  # raises the reason
             matching = [key]
         chosen += [one for one in matching if one not in chosen]
     return chosen

@@ -1,4 +1,4 @@
-"""What a study may turn: an assumption between bounds, or one of several values.
+"""Levers of an optimisation: an assumption between bounds, or one of several values.
 
 Written as `KEY=LOW..HIGH` (whole numbers when the key is one, `log` after it for a logarithmic scale) or
 `KEY=a,b,c`: "market.price_usd_per_mtok_output=0.2..3 log", "deployment.model=smollm2-135m,llama-3.1-8b".
@@ -24,7 +24,7 @@ _RANGE = re.compile(r"\s*(?P<low>[^.\s]*(?:\.[^.\s]+)?)\s*\.\.\s*(?P<high>\S+)\s
 
 @dataclass(frozen=True)
 class KeyFacts:
-    """What the schema says of a numeric key: bounds that it allows (inclusive; ±inf where there are none)."""
+    """A numeric key as the schema describes it; `low` and `high` are inclusive bounds, ±inf where there are none."""
 
     key: str
     meaning: str
@@ -58,7 +58,7 @@ class Lever:
 
 
 def numeric_keys(scenario: Scenario) -> list[str]:
-    """Every assumption that is a number in the scenario and has one meaning (no start, length or seed of the run)."""
+    """Every assumption that is a number in the scenario ; start, length and seed of the run are left out."""
     run = ("seed", "horizon_months")
     return [
         key
@@ -71,14 +71,14 @@ def numeric_keys(scenario: Scenario) -> list[str]:
 
 
 def key_facts(scenario: Scenario, key: str) -> KeyFacts:
-    """What the schema says of a numeric key of this scenario.
+    """Meaning, unit, value and bounds of a numeric key of this scenario.
 
     Raises:
         InputError: no such key (names the nearest one), or not a number.
     """
     known = {name: (value, field) for name, value, field in leaves(scenario)}
     if key not in known:
-        # A key inside an optional section, or a wrong one: the schema tells which.
+        # A key inside an optional section, or an unknown key: the schema decides.
         field = field_at(ScenarioFields, tuple(key.split(".")))
         if field is None:
             scenario.override({key: 0})  # names the nearest key
@@ -129,7 +129,7 @@ def parse_lever(text: str, scenario: Scenario) -> Lever:
 
 
 def lever_key(text: str) -> str:
-    """The key of a lever as it is written."""
+    """The key of a lever's text."""
     return text.partition("=")[0].strip()
 
 

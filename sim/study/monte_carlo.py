@@ -1,25 +1,23 @@
-"""Monte Carlo: what a company may come to, when its assumptions are not known exactly and chance has its say.
+"""Monte Carlo: the distribution of a company's outcomes over its uncertain assumptions and over random events.
 
-Each run draws every uncertain assumption (`sim.study.sampling`) and a world of its own. What comes out is counted:
+Each run draws every uncertain assumption (`sim.study.sampling`) and has its own seed. Outcomes are summarised by
 percentiles with intervals by order statistics, means with Student's t, probabilities with Wilson's score interval
-(`sim.study.estimates`), all at 95 %. They take the runs as independent; under a Latin hypercube they are on the safe
-side (Owen 1997).
+(`sim.study.estimates`), all at 95 %. They take the runs as independent; under a Latin hypercube they are
+conservative (Owen 1997).
 
-Stopping by itself: runs are looked at after each batch of 256, every batch a design of its own, and the study ends at
-the first look at which every interval asked for is narrow enough. Such a rule keeps the intervals' rate as the width
-asked for shrinks, when the variance is estimated consistently and the first look comes late enough (Chow and Robbins
-1965; for simulations Glynn and Whitt 1992); `tests/sim/study/test_monte_carlo.py` holds it on a skewed outcome.
-
-Several scenarios are compared run by run under common random numbers (`compare_scenarios`).
+Sequential stopping: the runs are evaluated after each batch of 256, every batch an independent design, and the study
+ends at the first evaluation at which every requested interval is narrow enough. Such a rule keeps the coverage of the
+intervals as the requested width shrinks, when the variance is estimated consistently and the first evaluation comes
+late enough (Chow and Robbins 1965; for simulations Glynn and Whitt 1992); `tests/sim/study/test_monte_carlo.py` checks
+it on a skewed outcome.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,39 +25,36 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.utils.progress import Progress
 from sim.scenario.conditions import Condition, Measure, parse_condition, parse_measure, require_outcomes
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.study.estimates import estimate, half_width, wilson
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 from sim.study.runs.run_points import Point, run_points
-from sim.study.runs.workers import place
 from sim.study.sampling import Sampling, draw
 
 if TYPE_CHECKING:
-    from engine.profile.profile import Profile
     from sim.company.simulate import Result
     from sim.scenario.scenario import Scenario
-    from sim.study.runs.workers import Place
 
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 FAN_COLUMNS = ("revenue_usd", "cash_usd", "gross_margin", "customers")
-BATCH = 256  # runs between two looks; a power of two, for Sobol' sequences
+BATCH = 256  # runs between two evaluations; a power of two, for Sobol' sequences
 _PRECISION = re.compile(r"(?P<measure>.+?)\s*(?:±|\+/?-)\s*(?P<width>[0-9.eE+]+)\s*(?P<percent>%?)")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How narrow a 95 % interval is to be: `half_width` in the measure's unit, or relative to its value."""
+    """Requested width of a 95 % interval: `half_width` in the measure's unit, or relative to its value."""
 
     measure: Measure
     half_width: float
     relative: bool
 
     def met(self, runs: pd.DataFrame) -> bool:
-        """Whether the runs tell the measure this exactly."""
+        """Whether the interval over these runs is narrow enough."""
         found = estimate(self.measure, runs)
-        asked = self.half_width * abs(found.value) if self.relative else self.half_width
-        return bool((found.high - found.low) / 2 <= asked)
+        allowed = self.half_width * abs(found.value) if self.relative else self.half_width
+        return bool((found.high - found.low) / 2 <= allowed)
 
     def __str__(self) -> str:
         width = f"{100 * self.half_width:g}%" if self.relative else f"{self.half_width:g}"
@@ -68,14 +63,14 @@ class Precision:
 
 @dataclass(frozen=True)
 class MonteCarlo:
-    """A finished study. Shares are fractions, amounts have the unit in the outcome's name.
+    """The result of `monte_carlo`. Shares are fractions, amounts have the unit in the outcome's name.
 
     `runs`: as `run_points` gives them. `outcomes`: one row each: outcome, runs (in which it is defined), mean,
-    mean_low, mean_high, sd, p5 … p95, p50_low, p50_high; a month that never came counts as infinitely late. `fans`:
+    mean_low, mean_high, sd, p5 … p95, p50_low, p50_high; a month that was never reached counts as infinite. `fans`:
     by monthly column, one row per month: month_index, month, mean, p5 … p95. `ruin`: month_index, month,
     probability (cash below zero at the end of this month or of one before), low, high. `targets`: target,
-    probability, low, high. `precision`: asked, value, low, high, met. `failed`: runs that could not be made, and left
-    out of everything else.
+    probability, low, high. `precision`: asked, value, low, high, met. `failed`: number of runs that failed; they
+    are left out of everything else.
     """
 
     scenario: str
@@ -92,7 +87,7 @@ class MonteCarlo:
     failed: int
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the single runs, for `sim.utils.serialise.json_ready`."""
+        """All fields except the single runs, for `sim.utils.serialise.json_ready`."""
         return {
             **{name: value for name, value in vars(self).items() if name != "runs"},
             "runs": len(self.runs),
@@ -110,54 +105,44 @@ def monte_carlo(
     fans: Sequence[str] = FAN_COLUMNS,
     vary_world: bool = True,
     keys: Iterable[str] = (),
-    profile: Profile | None = None,
-    workers: int | None = None,
-    ray_address: str | None = None,
-    folder: Path | None = None,
-    progress: Progress | None = None,
-    at: Place | None = None,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> MonteCarlo:
-    """Run a company many times.
+    """Run a company many times over its uncertain assumptions.
 
     Args:
-        scenario: whose distributions are drawn from; its section `uncertainty` gives correlations and targets.
-        runs: how many; at most so many where `until` is given. "sobol" makes the next power of two.
+        scenario: the company, with distributions, correlations and targets.
+        runs: number of runs, the maximum where `until` is given; "sobol" rounds it up to a power of two.
         sampling: "lhs", "sobol" or "random".
-        seed: of the study. The same seed gives run i of every scenario the same luck.
+        seed: of the study; run i of every scenario has the same seed and shares of its draws.
         until: precisions at which to stop, such as "cash_usd_end ± 5%" (relative, of the mean),
             "p10(cash_usd_end) ± 20000" or "p(ruined) ± 1%" (of a probability in percentage points).
         targets: conditions on an outcome, such as "gross_margin_last12 >= 60%", besides the scenario's own.
         fans: columns of `Result.monthly` to give percentiles of by month.
         vary_world: false gives every run the scenario's own seed.
         keys: as of `sim.study.sampling.draw`.
-        profile, workers, ray_address, folder, progress, at: as of `sim.study.runs.run_points.run_points`.
+        options: of the runs.
 
     Raises:
-        InputError: a condition or precision that can't be read, no run that could be made, or as `run_points`.
+        InputError: a malformed condition or precision, no run that succeeds, or as `run_points`.
     """
     precisions = [parse_precision(text) for text in until]
     conditions = _targets(scenario, targets)
     keys = sorted(set(keys))
-    options: dict[str, Any] = {"sampling": sampling, "seed": seed, "keys": keys, "vary_world": vary_world}
+    design: dict[str, Any] = {"sampling": sampling, "seed": seed, "keys": keys, "vary_world": vary_world}
     if precisions:
         points: list[Point] = []
         for batch in range(math.ceil(runs / BATCH)):
-            points += draw(scenario, BATCH, batch=batch, **options)
+            points += draw(scenario, BATCH, batch=batch, **design)
     else:
-        points = draw(scenario, runs, **options)
+        points = draw(scenario, runs, **design)
     found = run_points(
         scenario,
         points,
-        profile=profile,
+        options,
         monthly=fans,
-        workers=workers,
-        ray_address=ray_address,
-        folder=folder,
-        progress=progress,
         stop=_stopping_rule(precisions) if precisions else None,
         stop_every=BATCH,
-        about={**options, "until": [str(precision) for precision in precisions]},
-        at=at,
+        about={**design, "until": [str(precision) for precision in precisions]},
     )
     good = found[found["error"] == ""]
     if not len(good):
@@ -178,86 +163,19 @@ def monte_carlo(
     )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Scenarios under the same luck; `differences` of each from the first, outcome by outcome.
-
-    Columns: scenario, outcome, difference (mean over the runs), low, high (95 %), runs, noise (standard deviation of
-    the difference against that of two independent studies: below 1, common random numbers helped).
-    """
-
-    studies: dict[str, MonteCarlo]
-    differences: pd.DataFrame
-
-
-def around(result: Result, runs: int, **options: Any) -> MonteCarlo:
-    """The company of a run under other luck and other draws, on its seed and profile: as `flywheel run --runs` does.
-
-    `options`: of `monte_carlo`.
-    """
-    return monte_carlo(result.scenario, runs=runs, seed=result.seed, profile=result.profile, **options)
-
-
-def compare_scenarios(
-    scenarios: Mapping[str, Scenario],
-    *,
-    folder: Path | None = None,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    ray_address: str | None = None,
-    runs: int = 1000,
-    **options: Any,
-) -> Comparison:
-    """Run several scenarios under common random numbers; options are those of `monte_carlo`, but `until`.
-
-    Raises:
-        InputError: fewer than two scenarios, or as `monte_carlo`.
-    """
-    if len(scenarios) < 2:
-        raise InputError(f"scenarios: found {len(scenarios)}, allowed: two or more")
-    keys = {key for scenario in scenarios.values() for key in scenario.uncertain}
-    studies = {}
-    with place(workers, ray_address, runs) as here:
-        for index, (name, scenario) in enumerate(scenarios.items()):
-            studies[name] = monte_carlo(
-                scenario,
-                runs=runs,
-                keys=keys,
-                folder=None if folder is None else folder / f"{index:02d}",
-                progress=_part_of(progress, index, len(scenarios), name),
-                at=here,
-                **options,
-            )
-    first, *others = studies
-    differences = [paired_differences(studies[first].runs, studies[name].runs) for name in others]
-    for name, table in zip(others, differences, strict=True):
-        table.insert(0, "scenario", name)
-    return Comparison(studies, pd.concat(differences, ignore_index=True))
-
-
-def paired_differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Mean of after − before for each outcome over the runs that both made, paired by run (see `Comparison`)."""
-    both = before.merge(after, on="run", suffixes=("_before", "_after"))
-    both = both[(both["error_before"] == "") & (both["error_after"] == "")]
-    rows = []
-    for name in OUTCOMES:
-        one, other = both[f"out.{name}_before"].to_numpy(), both[f"out.{name}_after"].to_numpy()
-        usable = np.isfinite(one) & np.isfinite(other)
-        one, other = one[usable], other[usable]
-        change = other - one
-        mean = float(change.mean()) if len(change) else math.nan
-        half = half_width(change)
-        independent = math.sqrt(one.var() + other.var()) if len(change) else 0.0
-        noise = float(change.std() / independent) if independent > 0 else math.nan
-        rows.append((name, mean, mean - half, mean + half, len(change), noise))
-    return pd.DataFrame(rows, columns=["outcome", "difference", "low", "high", "runs", "noise"])
+def around(
+    result: Result, runs: int, *, fans: Sequence[str] = FAN_COLUMNS, options: RunOptions = DEFAULT_OPTIONS
+) -> MonteCarlo:
+    """The study of a run's company with the run's seed and profile, as `flywheel run --runs` makes it."""
+    options = replace(options, profile=result.profile)
+    return monte_carlo(result.scenario, runs=runs, seed=result.seed, fans=fans, options=options)
 
 
 def parse_precision(text: str) -> Precision:
-    """Read a precision such as "cash_usd_end ± 5%"; "+-" and "+/-" do for ±. A bare outcome means its mean.
+    """Parse a precision such as "cash_usd_end ± 5%"; "+-" and "+/-" may stand for ±. A bare outcome means its mean.
 
     Raises:
-        InputError: not of that form, or an outcome that no run has.
+        InputError: another form, or an unknown outcome.
     """
     found = _PRECISION.fullmatch(text.strip())
     try:
@@ -303,7 +221,7 @@ def outcome_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def fan(runs: pd.DataFrame, column: str, start_month: str) -> pd.DataFrame:
-    """Mean and percentiles by month of a monthly column (see `MonteCarlo.fans`); shorter runs count while they last."""
+    """Mean and percentiles by month of a monthly column (see `MonteCarlo.fans`); shorter runs count up to their end."""
     from sim.company.monthly_table import month_labels
 
     series = runs[f"month.{column}"]
@@ -321,13 +239,13 @@ def fan(runs: pd.DataFrame, column: str, start_month: str) -> pd.DataFrame:
 
 
 def ruin_by_month(runs: pd.DataFrame, start_month: str, months: int) -> pd.DataFrame:
-    """Probability that a month up to each one closed with less than nothing in the bank (see `MonteCarlo.ruin`)."""
+    """Probability that cash was below zero at the end of a month up to each one (see `MonteCarlo.ruin`)."""
     from sim.company.monthly_table import month_labels
 
     out = runs["out.cash_out_month_index"].to_numpy()
     rows = []
     for month, label in enumerate(month_labels(start_month, months)):
-        broke = int((out <= month).sum())  # NaN, never, is not
+        broke = int((out <= month).sum())  # NaN (never) compares as False
         low, high = wilson(broke, len(out))
         rows.append((month, label, broke / len(out), low, high))
     return pd.DataFrame(rows, columns=["month_index", "month", "probability", "low", "high"])
@@ -338,7 +256,7 @@ def _percentiles(values: NDArray[np.float64]) -> dict[str, float]:
         return {f"p{level}": math.nan for level in PERCENTILES}
     if np.isfinite(values).all():
         found = np.percentile(values, PERCENTILES)
-    else:  # between a number and infinity there is no middle: then the value of a run
+    else:  # no interpolation between a number and infinity: the value of a run
         places = np.ceil(np.array(PERCENTILES) / 100 * len(values)).astype(int) - 1
         found = np.sort(values)[np.maximum(places, 0)]
     return {f"p{level}": float(value) for level, value in zip(PERCENTILES, found, strict=True)}
@@ -366,9 +284,9 @@ def _target_table(runs: pd.DataFrame, conditions: list[Condition]) -> pd.DataFra
 
 def _precision_table(runs: pd.DataFrame, precisions: list[Precision]) -> pd.DataFrame:
     rows = []
-    for asked in precisions:
-        found = estimate(asked.measure, runs)
-        rows.append((str(asked), found.value, found.low, found.high, asked.met(runs)))
+    for precision in precisions:
+        found = estimate(precision.measure, runs)
+        rows.append((str(precision), found.value, found.low, found.high, precision.met(runs)))
     return pd.DataFrame(rows, columns=["asked", "value", "low", "high", "met"])
 
 
@@ -378,9 +296,3 @@ def _stopping_rule(precisions: list[Precision]) -> Callable[[pd.DataFrame], bool
         return len(good) > 1 and all(precision.met(good) for precision in precisions)
 
     return enough
-
-
-def _part_of(progress: Progress | None, index: int, parts: int, name: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda fraction, what: progress((index + fraction) / parts, f"{name}: {what}")

@@ -1,12 +1,12 @@
-"""Optimise: the price, plan mix, fleet, model, cadence or hiring that serves one or several goals best.
+"""Optimise: the price, plan mix, fleet, model, cadence or hiring that is best for one or several goals.
 
 Optuna proposes candidates and learns from them: TPE (Bergstra et al. 2011) for one goal, NSGA-II (Deb et al. 2002)
-for several, both with constraints. Every candidate meets the same luck (common random numbers). The best of many
-noisy candidates looks better than it is, so what is chosen is run again at fresh seeds, which nothing has looked at:
-both numbers are told, and only the fresh ones are an honest forecast.
+for several, both with constraints. Every candidate runs at the same seeds and draws (common random numbers). The
+best of many noisy candidates is overestimated, so what is chosen is run again at fresh seeds, which the search has not
+used: both numbers are reported, and only the fresh ones are an unbiased forecast.
 
-Candidates are asked for in batches of a fixed size, so a search depends on its inputs alone: on any number of workers,
-and when it is broken off and resumed from its folder.
+Candidates are proposed in batches of a fixed size, so a search depends on its inputs alone, not on the number of
+workers, nor on being interrupted and resumed from its folder.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from sim.scenario.conditions import Condition, Goal, Measure, parse_condition, parse_goal, require_outcomes
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.estimates import estimate, half_width
 from sim.study.levers import Lever, parse_lever
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 
 if TYPE_CHECKING:
     import optuna
@@ -32,21 +34,21 @@ if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
 
 Evaluate = Callable[[Sequence[dict[str, Any]]], list[pd.DataFrame]]
-BATCH = 8  # candidates asked for at once: enough work for several cores, few enough to learn from
-_FAR = 1e6  # times a condition's number: as far from holding as makes a difference
-_SHOWN = 12  # of a front, run again at fresh seeds
+BATCH = 8  # candidates proposed at once: enough work for several cores, few enough for the sampler to learn
+_FAR = 1e6  # largest violation given to the sampler, in units of a condition's number
+_SHOWN = 12  # most candidates of a front that are run again at fresh seeds
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """What a search found.
+    """The result of `optimise`.
 
     `trials`: one row per candidate in the order tried: trial, the levers by key, the goals by text (NaN where it
     can't be run), violation (0 where all conditions hold), feasible, chosen, error.
     `chosen`: the best candidate (one goal) or the Pareto front (several; at most 12, spread along it), one row each:
-    trial, the levers, and for each goal "GOAL (search)", "GOAL", "GOAL low", "GOAL high": as seen while searching, and
-    at fresh seeds with its 95 % interval; "GOAL gain", "GOAL gain low", "GOAL gain high": what it adds to today's
-    outcome, paired by seed (much surer than the level); "holds" and for each condition its
+    trial, the levers, and for each goal "GOAL (search)", "GOAL", "GOAL low", "GOAL high": in the search, and
+    at fresh seeds with its 95 % interval; "GOAL gain", "GOAL gain low", "GOAL gain high": its difference to
+    today's outcome, paired by seed (narrower than the level's interval); "holds" and for each condition its
     text: whether it holds at fresh seeds. Empty when no candidate met the conditions; `nearest` is then the one
     that came nearest.
     `today`: the scenario as it is, at the same fresh seeds, in the same columns.
@@ -80,11 +82,11 @@ def search(
 
     Args:
         evaluate: the runs of each candidate of a batch (frames as of `run_points`).
-        levers: what may be turned.
+        levers: assumptions to change.
         goals: one or several.
-        conditions: that a candidate has to meet.
-        trials: candidates to try.
-        seed: of the search; the same seed tries the same candidates.
+        conditions: constraints on a candidate.
+        trials: number of candidates.
+        seed: of the search; equal seeds propose equal candidates.
         batch: candidates proposed at once.
         start: a candidate to try first, if it lies within the levers.
     """
@@ -103,12 +105,12 @@ def search(
             candidates = [{lever.key: _suggest(trial, lever) for lever in levers} for trial in asked]
             for trial, candidate, runs in zip(asked, candidates, evaluate(candidates), strict=True):
                 rows.append(_row(len(rows), candidate, runs, goals, conditions))
-                _tell(study, trial, rows[-1], goals, conditions, runs)
+                _report(study, trial, rows[-1], goals, conditions, runs)
     return pd.DataFrame(rows)
 
 
 def pareto(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which rows no other row beats: none is at least as large in every column and larger in one [rows]."""
+    """Mask [rows] of the Pareto front: no other row is at least as large in every column and larger in one."""
     at_least = (values[:, None, :] >= values[None, :, :]).all(axis=2)
     better = (values[:, None, :] > values[None, :, :]).any(axis=2)
     return np.asarray(~(at_least & better).any(axis=0))
@@ -124,30 +126,30 @@ def optimise(
     seeds: int = 4,
     fresh_seeds: int = 16,
     seed: int = 0,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Optimum:
-    """The levers' best setting for a company.
+    """Find the best setting of a company's levers.
 
     Args:
         scenario: the company as it is.
-        levers: what may be turned: "market.price_usd_per_mtok_output=0.2..3 log", "deployment.model=a,b".
+        levers: assumptions to change: "market.price_usd_per_mtok_output=0.2..3 log", "deployment.model=a,b".
         goals: such as "max cash_usd_end", "min p(ruined)"; several give a Pareto front.
         conditions: such as "cash_usd_min >= 0" (in every run) or "p(ruined) <= 5%".
-        trials: candidates to try.
-        seeds: runs per candidate, the same luck for all.
-        fresh_seeds: runs of what is chosen, at seeds that the search has not seen.
+        trials: number of candidates.
+        seeds: runs per candidate, at points common to all.
+        fresh_seeds: runs of the chosen candidates, at seeds that the search has not used.
         seed: of the search.
-        options: as in `run_points`.
+        options: of the runs.
 
     Raises:
-        InputError: a lever, goal or condition that is not understood, or no candidate that can be run.
+        InputError: a malformed lever, goal or condition, or no candidate that can be run.
     """
     turned = [parse_lever(one, scenario) if isinstance(one, str) else one for one in levers]
     wanted = [parse_goal(one) if isinstance(one, str) else one for one in goals]
     held = [parse_condition(one) if isinstance(one, str) else one for one in conditions]
     _check(turned, wanted, trials, fresh_seeds)
     require_outcomes([*(goal.measure for goal in wanted), *(one.measure for one in held)])
-    with Candidates(scenario, luck_of(scenario, seeds, drawn=True), options, "search") as candidates:
+    with Candidates(scenario, common_points(scenario, seeds, drawn=True), options, "search") as candidates:
         done = 0
 
         def evaluate(batch: Sequence[dict[str, Any]]) -> list[pd.DataFrame]:
@@ -155,7 +157,9 @@ def optimise(
             share = 0.9 / trials
             span = (share * done, share * (done + len(batch)))
             done += len(batch)
-            return candidates.runs(batch, span=span, doing=f"candidate {done} of {trials}")
+            return candidates.runs(
+                batch, span=span, doing=Message("candidate {number} of {total}", number=done, total=trials)
+            )
 
         tried = search(
             evaluate, turned, wanted, held, trials=trials, seed=seed, start=_today(scenario, turned)
@@ -163,11 +167,11 @@ def optimise(
     if (tried["error"] != "").all():
         raise InputError(f"no candidate can be run: {tried['error'].iloc[0]}")
     tried["chosen"] = _choose(tried, wanted)
-    luck = luck_of(scenario, fresh_seeds, drawn=True, fresh_after=seeds)
-    with Candidates(scenario, luck, options, "fresh") as again:
+    fresh_points = common_points(scenario, fresh_seeds, drawn=True, fresh_after=seeds)
+    with Candidates(scenario, fresh_points, options, "fresh") as again:
         best = _spread(tried[tried["chosen"]], wanted)
         settings = [_setting(row, turned) for row in best.to_dict(orient="records")]
-        frames = again.runs([*settings, {}], span=(0.9, 1.0), doing="fresh seeds")
+        frames = again.runs([*settings, {}], span=(0.9, 1.0), doing=Message("fresh seeds"))
     fresh = [_fresh_row(runs, frames[-1], wanted, held) for runs in frames]
     searched = best[["trial", *(lever.key for lever in turned)]].reset_index(drop=True)
     for goal in wanted:
@@ -202,7 +206,7 @@ def _sampler(goals: int, trials: int, seed: int) -> optuna.samplers.BaseSampler:
     import optuna
 
     if goals == 1:
-        # Multivariate: levers act together. What is still running counts as bad, so that a batch spreads.
+        # Multivariate: levers interact. Running candidates count as bad, so that a batch spreads.
         return optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=max(BATCH, min(trials // 4, 24)),
@@ -215,7 +219,7 @@ def _sampler(goals: int, trials: int, seed: int) -> optuna.samplers.BaseSampler:
 
 
 class _quiet_optuna:
-    """Optuna's log lines and its warnings on unfinished features are not for our users."""
+    """Silences Optuna's log lines and its warnings on experimental features."""
 
     def __enter__(self) -> None:
         import optuna
@@ -242,7 +246,7 @@ def _suggest(trial: optuna.Trial, lever: Lever) -> Any:
 
 
 def _today(scenario: Scenario, levers: Sequence[Lever]) -> dict[str, Any] | None:
-    """The present setting as the first candidate, when all levers reach it: no search should end below it."""
+    """The present setting, as the first candidate, if it lies within all levers; else None."""
     from sim.scenario.fields import leaves
 
     values = {key: value for key, value, _ in leaves(scenario)}
@@ -278,7 +282,7 @@ def _distance(condition: Condition, runs: pd.DataFrame) -> float:
     return condition.violation(runs) / (abs(condition.value) or 1.0)
 
 
-def _tell(
+def _report(
     study: optuna.Study,
     trial: optuna.Trial,
     row: dict[str, Any],
@@ -286,7 +290,7 @@ def _tell(
     conditions: Sequence[Condition],
     runs: pd.DataFrame,
 ) -> None:
-    """Report a candidate; one that can't be run breaks a condition of its own, so the search learns of it."""
+    """Report a candidate to Optuna; one that can't be run violates a constraint of its own."""
     values = [row[str(goal)] for goal in goals]
     able = bool(np.isfinite(values).all())
     trial.set_constraint("can be run", 0.0 if able else 1.0)
@@ -296,7 +300,7 @@ def _tell(
 
 
 def _choose(tried: pd.DataFrame, goals: Sequence[Goal]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Marks the best candidate, or the Pareto front, among those that meet every condition."""
+    """Mask of the best candidate, or of the Pareto front, among those that meet every condition."""
     upward = np.column_stack(
         [tried[str(goal)].to_numpy(float) * (1 if goal.direction == "max" else -1) for goal in goals]
     )
@@ -315,7 +319,7 @@ def _choose(tried: pd.DataFrame, goals: Sequence[Goal]) -> np.ndarray[Any, np.dt
 
 
 def _spread(front: pd.DataFrame, goals: Sequence[Goal]) -> pd.DataFrame:
-    """A front in the order of its first goal, thinned evenly to what is run again."""
+    """A front in the order of its first goal, thinned evenly to `_SHOWN` rows."""
     ordered = front.sort_values(str(goals[0]), ascending=goals[0].direction == "min")
     if len(ordered) <= _SHOWN:
         return ordered
@@ -324,7 +328,7 @@ def _spread(front: pd.DataFrame, goals: Sequence[Goal]) -> pd.DataFrame:
 
 
 def _setting(row: Mapping[Any, Any], levers: Sequence[Lever]) -> dict[str, Any]:
-    """A candidate's levers as the schema wants them: a table's column of numbers has forgotten which were whole."""
+    """A candidate's levers as the schema requires: whole numbers as int, which a table's column keeps as float."""
     return {lever.key: int(row[lever.key]) if lever.whole else row[lever.key] for lever in levers}
 
 
@@ -342,7 +346,7 @@ def _fresh_row(
 
 
 def _gain(measure: Measure, runs: pd.DataFrame, today: pd.DataFrame) -> dict[str, float]:
-    """What a setting adds to the company as it is: the interval is that of pairs under the same luck."""
+    """Difference of a setting to the company as it is; its interval is that of pairs with common seeds."""
     if first_error(runs) or first_error(today):
         return {"": math.nan, " low": math.nan, " high": math.nan}
     with np.errstate(invalid="ignore"):

@@ -1,18 +1,18 @@
-"""Which values the uncertain assumptions take in each run of a study, and under which luck.
+"""Draws of a study: the values of the uncertain assumptions and the seed of each run.
 
 Three designs over the unit cube, each column uniform:
 
 - `lhs`, Latin hypercube (McKay, Beckman, Conover 1979): every assumption falls once into each of n equal slices. The
   variance of a mean is never above n/(n−1) times that of plain random numbers (Owen 1997), so intervals that take
-  the runs as independent are honest, and mostly too wide.
+  the runs as independent cover at least at their stated rate, and are mostly too wide.
 - `sobol`, a Sobol' sequence with Owen's scrambling (in scipy: a linear matrix scramble and a digital shift), for
   smooth outcomes of few assumptions; its balance needs 2^m points, so their number is rounded up to that.
 - `random`, independent numbers.
 
-Common random numbers: draws come from streams with names, so run i of every scenario has the same world (seed) and
-the same share for a key of the same name. With `lhs` and `random` each key has a stream of its own, and one more
-uncertain assumption moves no other's shares. A Sobol' point is one whole: dimensions are dealt out by the keys'
-alphabetical order, so scenarios share them when they are given the same `keys`. A correlation moves only the later
+Common random numbers: draws come from named streams, so run i of every scenario has the same seed and the same share
+for a key of the same name. With `lhs` and `random` each key has a stream of its own, and one more
+uncertain assumption moves no other's shares. The dimensions of a Sobol' point are assigned in the keys' alphabetical
+order, so scenarios share them when they are given the same `keys`. A correlation moves only the later
 (in that order) of the keys it names.
 """
 
@@ -52,15 +52,15 @@ def draw(
 
     Args:
         scenario: whose distributions and correlations are drawn from.
-        runs: how many; for "sobol" the next power of two is drawn (`rounded`).
+        runs: number of points; for "sobol" the next power of two is drawn (`rounded`).
         sampling: the design.
-        seed: of the study; the same one gives the same draws.
+        seed: of the study; equal seeds give equal draws.
         batch: designs of different batches are independent of each other.
-        keys: further keys that take part in a Sobol' sequence, because another scenario draws them.
+        keys: further dimensions of a Sobol' sequence: keys that another scenario draws.
         vary_world: false gives every run the scenario's own seed: only the assumptions vary.
 
     Raises:
-        InputError: no runs, a negative seed, or an unknown design.
+        InputError: fewer than one run, a negative seed, or an unknown design.
     """
     uncertain = scenario.uncertain
     names = sorted(uncertain)
@@ -110,10 +110,10 @@ def shares(
 
 
 def rounded(runs: int, sampling: Sampling) -> int:
-    """How many runs a design has: those asked for, or the next power of two for "sobol".
+    """Number of runs of a design: `runs`, or the next power of two for "sobol".
 
     Raises:
-        InputError: no runs, or an unknown design.
+        InputError: fewer than one run or too many, or an unknown design.
     """
     if sampling not in get_args(Sampling):
         raise InputError(f"sampling: found {sampling!r}, allowed: {', '.join(get_args(Sampling))}")

@@ -1,27 +1,29 @@
-"""Sensitivity: which assumptions decide an outcome.
+"""Sensitivity: the influence of each assumption on an outcome.
 
-Tornado: each assumption alone to its low and its high value, at the same seeds as the company as it is, so that what
-chance does cancels in the differences; what remains of it is in their intervals. Morris and Sobol' (see `indices.py`)
-move all together, over the scenario's distributions; each point is the mean over the same seeds, so the indices speak
-of the assumptions, not of chance.
+Tornado: each assumption alone to its low and its high value, at the same seeds as the company as it is, so that
+noise largely cancels in the differences; the rest is in their intervals. Morris and Sobol' (see `indices.py`)
+move all together, over the scenario's distributions; each point is the mean over the same seeds, so the indices
+measure the assumptions, not chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from sim.i18n.translate import mark
 from sim.scenario.conditions import Measure, parse_measure, require_outcomes
-from sim.study.candidates import Candidates, RunOptions, first_error, luck_of
+from sim.study.candidates import Candidates, common_points, first_error
 from sim.study.estimates import Estimate, estimate, half_width
 from sim.study.indices import FloatArray, morris, sobol
 from sim.study.inputs import SWING, Input, inputs_of
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 
 if TYPE_CHECKING:
     from sim.scenario.scenario import Scenario
@@ -39,16 +41,16 @@ DEFAULT_SEEDS = {"tornado": 4, "morris": 1, "sobol": 1}
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What decides an outcome, the most important assumption first.
+    """The result of `sensitivity`, the most important assumption first.
 
     `table`, for every method: rank, key, meaning, unit, origin (of the range), base, low, high, whole,
     source (of the value, "" when it is assumed). Then
     - tornado: outcome_low, outcome_high (mean outcome at the low and the high value), effect (largest less smallest of
       the outcomes at low, base and high), effect_low, effect_high (95 % interval of that paired difference), in_noise
-      (the interval holds 0), error (why an end can't be run);
+      (the interval holds 0), error (why an end of the range can't be run);
     - morris and sobol: the columns of `sim.study.indices`, and in_noise (the interval of mu_star, or of st, holds 0).
-    `skipped`: key and why it was not varied. `base`: the outcome of the company as it is. `notes`: what the numbers
-    leave out, as sentences (translated by `tr`).
+    `skipped`: key and why it was not varied. `base`: the outcome of the company as it is. `notes`: limits of the
+    numbers, as sentences (translated by `tr`).
     """
 
     outcome: str
@@ -71,21 +73,21 @@ def sensitivity(
     samples: int = 64,
     swing: float = SWING,
     seed: int = 0,
-    **options: Unpack[RunOptions],
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Sensitivity:
-    """Which assumptions decide an outcome of a company.
+    """Rank the assumptions of a company by their influence on an outcome.
 
     Args:
         scenario: the company.
         outcome: of a run, or a statistic over the seeds: "cash_usd_end", "p(ruined)".
         method: tornado (2 runs per assumption and seed), morris or sobol.
-        keys: which assumptions, or beginnings of keys. By default every number for a tornado; for the others those that
+        keys: assumptions, or prefixes of keys. By default every number for a tornado; for the others those that
             have a distribution, or else every number (morris) and the ten largest of a quick tornado (sobol).
         seeds: runs per point, common to all; by default 4 for a tornado, 1 else.
         samples: trajectories (morris; 64 are many) or size of the base sample (sobol; a power of two).
-        swing: of assumptions without a distribution, up and down.
+        swing: relative change of assumptions without a distribution.
         seed: of the design of morris and sobol.
-        options: as in `run_points`.
+        options: of the runs.
 
     Raises:
         InputError: an unknown outcome, key or method, or an outcome that is undefined at some point.
@@ -100,10 +102,10 @@ def sensitivity(
     inputs, skipped = inputs_of(scenario, keys, swing=swing)
     if not inputs:
         raise InputError("sensitivity: no assumption is left to vary")
-    with Candidates(scenario, luck_of(scenario, seeds), options) as candidates:
+    with Candidates(scenario, common_points(scenario, seeds), options) as candidates:
         span = (0.0, 1.0)
         if method == "sobol" and keys is None and len(inputs) > MOST_SOBOL_INPUTS:
-            once = Candidates(scenario, luck_of(scenario, 1), options, "screening")
+            once = Candidates(scenario, common_points(scenario, 1), options, "screening")
             largest = _tornado(inputs, measure, once, (0.0, 0.1))["key"].head(MOST_SOBOL_INPUTS).tolist()
             dropped = [one.key for one in inputs if one.key not in largest]
             note = pd.DataFrame({"key": dropped, "why": "not among the ten largest of a tornado at one seed"})
@@ -154,7 +156,9 @@ def _tornado(
 ) -> pd.DataFrame:
     """Effects of each input alone, the largest first; those whose ends can't be run last."""
     ends = [{one.key: _whole(one, value)} for one in inputs for value in (one.low, one.high)]
-    frames = candidates.runs(ends if base is not None else [*ends, {}], span=span, doing="low and high")
+    frames = candidates.runs(
+        ends if base is not None else [*ends, {}], span=span, doing=Message("low and high")
+    )
     base = frames[-1] if base is None else base
     rows = []
     for index, one in enumerate(inputs):
@@ -169,10 +173,10 @@ def _effect(measure: Measure, low: pd.DataFrame, base: pd.DataFrame, high: pd.Da
     """The largest difference among the outcomes at low, base and high, paired by seed."""
     error = first_error(low) or first_error(high)
     if error:
-        nothing = dict.fromkeys(
+        undefined = dict.fromkeys(
             ("outcome_low", "outcome_high", "effect", "effect_low", "effect_high"), np.nan
         )
-        return {**nothing, "in_noise": True, "error": error}
+        return {**undefined, "in_noise": True, "error": error}
     runs = (low, base, high)
     values = [measure.of(frame) for frame in runs]
     top, bottom = int(np.argmax(values)), int(np.argmin(values))
@@ -188,7 +192,7 @@ def _effect(measure: Measure, low: pd.DataFrame, base: pd.DataFrame, high: pd.Da
         "effect": effect,
         "effect_low": effect - half,
         "effect_high": effect + half,
-        # With one seed nothing is known of chance; a difference of nothing is nothing.
+        # With one seed the noise is unknown (the comparison with NaN is False); no effect counts as noise.
         "in_noise": not effect > 0 or effect - half <= 0,
         "error": "",
     }

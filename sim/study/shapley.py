@@ -1,13 +1,12 @@
-"""How much of a difference each of several causes brings about, when they work together.
+"""Shapley's values: the contribution of each of several interacting causes to a difference.
 
 Shapley's value of a cause is its mean contribution over all orders in which the causes can be brought in
 (L. S. Shapley, "A value for n-person games", 1953):
 
     φ_i = Σ_{S ∌ i} |S|! (n − |S| − 1)! / n! · (v(S ∪ {i}) − v(S)),     Σ φ_i = v(all) − v(none)
 
-v(S) is the outcome with the causes S brought in. It is the one division that adds up, treats equal causes alike,
-gives nothing to what changes nothing, and adds over sums of outcomes. Values are fractions: nothing is lost to
-rounding.
+v(S) is the outcome with the causes S brought in. It is the only division that is efficient (adds up), symmetric,
+zero for a cause without effect, and additive over outcomes. Values are exact fractions.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ Worth = Callable[[Coalition], Fraction]
 
 
 def coalitions(players: int) -> list[Coalition]:
-    """Every set of causes, from none to all: 2^players."""
+    """All 2^players sets of causes, from the empty set to the full one."""
     return [frozenset(chosen) for size in range(players + 1) for chosen in combinations(range(players), size)]
 
 
 def shapley(players: int, worth: Worth) -> list[Fraction]:
-    """Shapley's value of each cause, exactly; asks for the worth of every coalition."""
+    """Shapley's value of each cause, exactly; evaluates `worth` at every coalition."""
     known = {coalition: worth(coalition) for coalition in coalitions(players)}
     weights = [
         Fraction(math.factorial(size) * math.factorial(players - size - 1), math.factorial(players))
@@ -44,7 +43,7 @@ def shapley(players: int, worth: Worth) -> list[Fraction]:
 
 
 def contributions(order: Sequence[int], worth: Worth) -> list[Fraction]:
-    """What each cause adds when they come in this order; they add up to v(all) − v(none)."""
+    """Contribution of each cause when they are applied in this order; the sum is v(all) − v(none)."""
     values = [Fraction(0)] * len(order)
     inside: Coalition = frozenset()
     before = worth(inside)
@@ -57,14 +56,14 @@ def contributions(order: Sequence[int], worth: Worth) -> list[Fraction]:
 
 
 def drawn_orders(players: int, pairs: int, seed: int) -> list[list[int]]:
-    """Random orders for an estimate of Shapley's values, each with its reverse (which cancels much of the noise)."""
+    """Random orders for an estimate of Shapley's values, each with its reverse (antithetic sampling)."""
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(players).tolist() for _ in range(pairs)]
     return [order for forward in orders for order in (forward, forward[::-1])]
 
 
 def whole_parts(values: Sequence[Fraction]) -> list[int]:
-    """Whole numbers next to `values` that add up to their (whole) sum; the largest remainders are rounded up.
+    """Whole numbers next to `values` with the same (whole) sum, by the largest remainder method.
 
     Raises:
         ValueError: the sum is not whole.

@@ -17,10 +17,10 @@ from sim.scenario.schema.market import MAIN_SEGMENT
 
 
 def with_shares_kept(scenario: Scenario, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes, and with each changed share the neighbours that must make room for it.
+    """The changes, completed by the shares that must change with them so that each set adds up to 1.
 
     Raises:
-        InputError: shares asked for that come to more than 1, or that leave nothing to make up the rest.
+        InputError: changed shares above 1 together, or below 1 with no other share left.
     """
     completed = dict(changes)
     for family in share_families(scenario):

@@ -1,4 +1,4 @@
-"""From one number to another by terms that add up: the table behind a waterfall chart.
+"""The table of a waterfall chart: from one number to another by terms that add up.
 
 Terms are exact fractions; an amount of money is divided in whole micro-dollars, so the bars meet to the last one.
 """
@@ -17,7 +17,7 @@ from sim.study.shapley import whole_parts
 
 @dataclass(frozen=True)
 class Term:
-    """One cause of a difference; `standard_error` over seeds, NaN when there is none to tell."""
+    """One cause of a difference; `standard_error` over seeds, NaN with one seed."""
 
     name: str
     change: Fraction
@@ -29,7 +29,7 @@ def waterfall(
 ) -> pd.DataFrame:
     """One row per bar: the start, the terms (largest first), the end.
 
-    Columns: kind ("start", "change", "end"), term, change, standard_error, bottom and top (where the bar stands),
+    Columns: kind ("start", "change", "end"), term, change, standard_error, bottom and top of the bar,
     running (the level after it); for money also change_micro_usd, whole numbers that add up exactly.
 
     Args:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
-from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.metrics import OUTCOMES, shown
 
 if TYPE_CHECKING:
     from sim.study.sensitivity import Sensitivity

@@ -34,17 +34,12 @@ class SkippedLines:
 
 @dataclass(frozen=True)
 class TraceReport:
-    """What was read of a file, and what was left out."""
+    """The format and rows read from a file, and the lines left out."""
 
     path: Path
     format: str
     rows: int
     skipped: tuple[SkippedLines, ...] = ()
-
-    @property
-    def skipped_rows(self) -> int:
-        """Lines left out, all reasons together."""
-        return sum(each.count for each in self.skipped)
 
     def describe(self) -> list[tuple[str, str]]:
         """(label, value) rows for a table: what was read, and each reason with its count and first lines."""
@@ -69,7 +64,7 @@ class TraceChecks:
             self._add(reason, [line for line, why in table.broken if why == reason], reason)
 
     def refuse(self, column: str, bad: BoolArray, why: str) -> None:
-        """Rows that are bad for one more reason; who was bad before is not counted again."""
+        """Refuse rows for a reason; a row refused before is not counted again."""
         rows = np.flatnonzero(bad & self.ok)
         if rows.size:
             value = self.table.cells[column].iloc[rows[0]]

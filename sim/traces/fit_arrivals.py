@@ -7,7 +7,7 @@ between arrivals and the one with the lowest Bayesian information criterion is t
 The likelihood of a Markov-modulated process is the product of exp((Q − Λ)·gap)·Λ over the gaps (Rydén 1994), from the
 states as an arrival finds them. Its matrices are multiplied in pairs, then pairs of pairs, scaled as they go: as many
 products as one by one, but in about log₂ n array operations. The states form a ladder, from slow to fast, on which
-the chain moves one rung at a time; such a chain is reversible, which makes Q − Λ similar to a symmetric matrix. Only
+the chain moves one state at a time; such a chain is reversible, which makes Q − Λ similar to a symmetric matrix. Only
 processes with the mean rate of the trace are tried.
 
 The table of gaps is judged by the density it stands for (the logarithm uniform between its rows), one parameter for
@@ -32,7 +32,7 @@ from sim.workload.arrivals import FloatArray, GammaRenewal, GapTable, MarkovModu
 
 MOST_STATES = 4
 _DAY_HOURS, _WEEK_HOURS = 24, 168
-_LEAST_ARRIVALS = 50  # fewer tell nothing about bursts
+_LEAST_ARRIVALS = 50  # fewer show nothing about bursts
 _SEGMENTS, _SEGMENT_GAPS = 16, 1024  # of a trace longer than that, what the likelihood looks at
 _TABLE_ROWS, _LEAST_GAPS_PER_ROW = 100, 20  # of a table of gaps
 _SMALLEST_GAP = 1e-9  # of the mean: what is below is the clock's rounding
@@ -41,7 +41,7 @@ _SCALES = (20, 150)  # arrivals per window from which the search starts
 
 @dataclass(frozen=True)
 class ArrivalFit:
-    """The process that fits best, and how the others did."""
+    """The process that fits best, and the criteria of the others."""
 
     rate_rps: float
     process: Process | None  # None: Poisson

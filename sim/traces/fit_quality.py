@@ -1,8 +1,8 @@
 """How well a generator fits its trace: the same measures of both, side by side.
 
 Distributions are compared by the Kolmogorov-Smirnov distance (the largest difference of their distribution functions)
-and by percentiles; bursts by the index of dispersion of counts over windows of several lengths; and what a queue would
-feel by the waiting times in one queue with one server (Lindley 1952), which sees the order of arrivals and of lengths
+and by percentiles; bursts by the index of dispersion of counts over windows of several lengths; and the effect on a
+queue by the waiting times in one queue with one server (Lindley 1952), which sees the order of arrivals and of lengths
 and not only how often each occurs. There a request's work is its output tokens and a tenth of its prompt tokens
 (assumed), at a speed that keeps the server busy for a given share of the time.
 """
@@ -21,7 +21,7 @@ from sim.workload.arrivals import index_of_dispersion
 PERCENTILES = (50, 95, 99)
 LOADS = (0.5, 0.7, 0.85)
 _WINDOWS_S = (1.0, 10.0, 60.0, 600.0, 3600.0)
-_LEAST_WINDOWS = 20  # in the trace, for an index of dispersion that is not luck
+_LEAST_WINDOWS = 20  # in the trace, for an index of dispersion that is not noise
 _PROMPT_WORK = 0.1  # output tokens that a prompt token is as much work as
 
 FloatArray = NDArray[np.float64]

@@ -11,7 +11,7 @@ Models the recorded past. The format is known by its columns or keys, in CSV (wi
 - Vidur: arrived_at [s], num_prefill_tokens, num_decode_tokens.
 
 A file is read whole, or refused with one line that names its first bad line: a trace with holes would quietly give
-wrong loads. Who wants it all the same leaves bad lines out with `skip_bad` and is told how many and why.
+wrong loads. `skip_bad` leaves bad lines out and reports how many and why.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def read_trace(
 
     Args:
         path: of the file.
-        skip_bad: leave bad lines out; `read_trace_report` tells which.
+        skip_bad: leave bad lines out; `read_trace_report` returns which.
         max_context_tokens: of the model that is to serve the requests; those that need more are bad.
         block_tokens: tokens per KV block, for the prefix hashes of a Mooncake trace.
 
@@ -206,10 +206,10 @@ def _optional_columns(checks: TraceChecks, name: str) -> dict[str, Any]:
                 )
                 values = np.where(checks.ok, values, -1)
                 rows = np.searchsorted(place, values)
-                # Rows are counted by line; a broken line is nobody's forerunner.
-                gone = (values >= 0) & (place[rows] != values)
-                checks.refuse(column, gone, "waits for a line that is left out")
-                values = np.where((values >= 0) & ~gone, rows, -1)
+                # Rows are counted by line; a broken line is the forerunner of none.
+                lost = (values >= 0) & (place[rows] != values)
+                checks.refuse(column, lost, "waits for a line that is left out")
+                values = np.where((values >= 0) & ~lost, rows, -1)
             found[column] = np.where(checks.ok, values, -1).astype(np.int64)
         elif column == "prefix_hashes":
             found[column] = _hashes(checks)
@@ -264,7 +264,7 @@ def _mooncake_hashes(
     )
     keys: list[list[int]] = []
     for chain, prompt in zip(chains, prompt_tokens.tolist(), strict=True):
-        # Fewer numbers than the prompt has blocks: what is behind them is nobody else's.
+        # Fewer numbers than the prompt has blocks: what is behind them is shared with no other prompt.
         known = min(prompt, MOONCAKE_BLOCK_TOKENS * len(chain or ()))
         ends = np.arange(block_tokens - 1, known, block_tokens)
         numbers = np.array(chain or [], dtype=np.int64)[ends // MOONCAKE_BLOCK_TOKENS]

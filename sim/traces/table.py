@@ -62,7 +62,7 @@ def read_table(path: Path, known: Recognise, allowed: str) -> TraceTable:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    content = content.rstrip()  # blank lines at the end are nobody's mistake
+    content = content.rstrip()  # blank lines at the end are no mistake
     read = _read_json_lines if content.lstrip().startswith(b"{") else _read_csv
     table = read(path, content, known, allowed)
     if not len(table.lines) and not table.broken:

@@ -5,11 +5,9 @@ an exponential time between them of mean M (a Poisson process; M of the job is M
 saves its state every τ seconds of work, which takes δ seconds; after a failure it starts again from the last state,
 which takes R seconds (a failure may hit those as well), and does the lost work once more.
 
-- expected time of a stretch of τ with its checkpoint: M·e^(R/M)·(e^((τ+δ)/M) − 1)    (Daly 2006)
-- first order: τ = sqrt(2·δ·M)                                       (Young 1974, doi:10.1145/361147.361115)
-- higher order: τ = sqrt(2·δ·M)·(1 + sqrt(δ/2M)/3 + (δ/2M)/9) − δ, and M from δ = 2·M on
+- expected time of a stretch of τ with its checkpoint: M·e^(R/M)·(e^((τ+δ)/M) − 1)
   (Daly 2006, doi:10.1016/j.future.2004.11.016)
-- exactly: x = τ/M solves ln(1 − x) + x + δ/M = 0, where the derivative of the expected time per work vanishes
+- best interval: x = τ/M solves ln(1 − x) + x + δ/M = 0, where the derivative of the expected time per work vanishes
 """
 
 from __future__ import annotations
@@ -22,21 +20,6 @@ from engine.errors import InputError
 SHORTEST_INTERVAL_S = 1.0  # nobody saves more often, however cheap it is
 _EXACT_MEAN = 1e6  # expected counts above this take the normal approximation
 _HOPELESS = 50.0  # mean times between failures that one stretch lasts: it would never end
-
-
-def young_interval_s(checkpoint_s: float, mtbf_s: float) -> float:
-    """Seconds of work between checkpoints by Young's first-order rule: sqrt(2·δ·M)."""
-    return math.sqrt(2 * checkpoint_s * mtbf_s)
-
-
-def daly_interval_s(checkpoint_s: float, mtbf_s: float) -> float:
-    """Seconds of work between checkpoints by Daly's higher-order rule."""
-    if math.isinf(mtbf_s):
-        return math.inf
-    if checkpoint_s >= 2 * mtbf_s:
-        return mtbf_s
-    ratio = checkpoint_s / (2 * mtbf_s)
-    return math.sqrt(2 * checkpoint_s * mtbf_s) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - checkpoint_s
 
 
 def best_interval_s(checkpoint_s: float, mtbf_s: float) -> float:

@@ -87,13 +87,6 @@ def activation_bytes(
     return total + 4.0 * vocab_size * tokens
 
 
-def serving_bytes(
-    weight_bytes: float, kv_bytes_per_token: float, requests: float, context_tokens: float
-) -> float:
-    """Bytes that serving takes: the weights once, keys and values of every token of the requests at a time."""
-    return weight_bytes + kv_bytes_per_token * requests * context_tokens
-
-
 def least_accelerators(
     parameters: float,
     memory_bytes: float,

@@ -17,9 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engine.errors import InputError
 from engine.models.catalog import find_model
 from sim.scenario.fields import explain
-from sim.training.checkpointing import poisson_interval
-from sim.training.memory import WEIGHT_BYTES, checkpoint_bytes, checkpoint_write_s
-from sim.training.run import RunPlan, plan_run, training_compute
+from sim.training.memory import WEIGHT_BYTES, checkpoint_bytes
+from sim.training.run import plan_run, training_compute
 from sim.utils import paths
 from sim.utils.yaml_file import plain_values, read_mapping
 
@@ -215,34 +214,3 @@ def compare(file: ReferenceFile) -> list[RunComparison]:
         ):
             rows.append(RunComparison(size.title, quantity, computed, value, False))
     return rows
-
-
-@dataclass(frozen=True)
-class SnapshotAnswer:
-    """What the failure model says of a snapshot."""
-
-    expected: float  # unexpected interruptions
-    low: int  # of the 95 % Poisson interval
-    high: int
-    plan: RunPlan  # the cluster's failures and checkpoints at the best interval
-
-
-def compute_snapshot(snapshot: Snapshot) -> SnapshotAnswer:
-    """Interruptions and effective time that the failure model expects of a cluster over the days of a snapshot."""
-    nodes = -(-snapshot.accelerators // snapshot.accelerators_per_node)
-    expected = snapshot.days * 24 * nodes / snapshot.node_mtbf_h
-    low, high = poisson_interval(expected)
-    pause_s = checkpoint_write_s(checkpoint_bytes(snapshot.parameters), snapshot.storage_bytes_per_s)
-    peak = 1e15  # any: the run is as many operations as the days hold
-    plan = plan_run(
-        snapshot.days * 86400 * snapshot.accelerators * peak,
-        accelerators=snapshot.accelerators,
-        accelerators_per_node=snapshot.accelerators_per_node,
-        peak_flops=peak,
-        mfu=1.0,
-        node_mtbf_h=snapshot.node_mtbf_h,
-        checkpoint_s=pause_s,
-        restart_s=snapshot.restart_s,
-        planned_stops_per_day=snapshot.planned_stops / snapshot.days,
-    )
-    return SnapshotAnswer(expected, low, high, plan)

@@ -16,8 +16,7 @@ from engine.errors import InputError
 from sim.figures.catalogue import all_figures
 from sim.figures.theme import Theme, without_title
 from sim.i18n import numbers
-from sim.i18n.engine_messages import doing_in_words
-from sim.i18n.translate import LANGUAGES, language, set_language, tr
+from sim.i18n.translate import LANGUAGES, language, set_language, tr, worded
 from sim.ui.chart_data import chart_data
 from sim.ui.jobs import Cancelled, Job, bench
 
@@ -187,7 +186,7 @@ def watch(job: Job[Any], label: str) -> None:
     if job.place:
         said = tr("{work}: waiting, {count} before it", work=label, count=job.place)
     else:
-        said = tr("{work}: {doing}", work=label, doing=doing_in_words(job.doing))
+        said = tr("{work}: {doing}", work=label, doing=worded(job.doing))
     left_s = job.left_s
     if left_s is not None:
         said += " · " + tr("about {time} left", time=_rough(left_s))

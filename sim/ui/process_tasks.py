@@ -19,6 +19,7 @@ from threading import Thread
 from typing import Any
 
 from engine.errors import InputError
+from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 
 Tell = Callable[..., None]
@@ -71,7 +72,8 @@ def _follow(
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
     Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-    fraction, doing, finished = 0.0, "starting a process", False
+    fraction, finished = 0.0, False
+    doing: str = Message("starting a process")
     while True:
         report(fraction, doing)
         try:
@@ -81,7 +83,7 @@ def _follow(
                 if "refused" in said:
                     raise InputError(str(said["refused"]))
                 if "fraction" in said:
-                    fraction, doing = float(said["fraction"]), str(said["doing"])
+                    fraction, doing = float(said["fraction"]), Message(said["doing"], **said["values"])
                 elif "finished" in said:
                     finished = True
                 else:
@@ -156,17 +158,19 @@ def _scaling(
     from engine.models.load import quiet
     from engine.training.config import TrainConfig
     from engine.training.python_docs import standard_library
-    from engine.training.scaling_ladder import measure_law
+    from engine.training.scaling_ladder import LadderOptions, measure_law
 
     with quiet():
         ladder = measure_law(
             standard_library(library_mb),
             TrainConfig(**config),
-            [(layers, width) for layers, width in sizes],
-            vocab_size=vocab_size,
-            budget_s=60 * minutes,
-            text="Python's standard library",
-            progress=_progress(tell),
+            LadderOptions(
+                [(layers, width) for layers, width in sizes],
+                budget_s=60 * minutes,
+                text="Python's standard library",
+            ),
+            vocab_size,
+            _progress(tell),
         )
     ladder.save(path)
 
@@ -175,7 +179,11 @@ TASKS: dict[str, Callable[..., None]] = {"profile": _profile, "training": _train
 
 
 def _progress(tell: Tell) -> Progress:
-    return lambda fraction, doing: tell(fraction=fraction, doing=doing)
+    def report(fraction: float, doing: str) -> None:
+        message = doing if isinstance(doing, Message) else Message(doing)
+        tell(fraction=fraction, doing=message.template, values=message.values)
+
+    return report
 
 
 def main(arguments: list[str]) -> None:

@@ -1,1 +1,1 @@
-"""What has nothing to do with companies: paths, YAML with line numbers, random streams, JSON, CSV and PDF."""
+"""What is independent of companies: paths, YAML with line numbers, random streams, JSON, CSV and PDF."""

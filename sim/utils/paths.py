@@ -1,4 +1,4 @@
-"""Where things lie: the shipped scenarios and profiles, this user's cache, the profile that a run uses."""
+"""Where things lie: the shipped app, scenarios and profiles, this user's cache, the profile that a run uses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from engine.utils.files import cache_dir
 
 __all__ = [
     "cache_dir",
+    "data_dir",
     "measured_profiles_dir",
     "resolve_profile",
     "scenarios_dir",
@@ -18,9 +19,15 @@ __all__ = [
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+def data_dir() -> Path:
+    """Folder of `app.py`, `scenarios/` and `.streamlit/`: the root of a checkout, in a wheel a folder of their own."""
+    packed = _ROOT / "model_flywheel_data"  # as in pyproject.toml
+    return packed if packed.is_dir() else _ROOT
+
+
 def scenarios_dir() -> Path:
-    """Folder of the shipped scenarios (`scenarios/` beside the packages, in a checkout and in a wheel alike)."""
-    return _ROOT / "scenarios"
+    """Folder of the shipped scenarios."""
+    return data_dir() / "scenarios"
 
 
 def shipped_profiles_dir() -> Path:

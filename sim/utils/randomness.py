@@ -2,7 +2,7 @@
 
 Each stage draws only from the stream with its own name, and a draw uses the same number of uniforms whatever
 its parameters are (inverse transform sampling). Two scenarios with one seed therefore share their noise
-(common random numbers): the difference between them is the effect of the assumption, not luck.
+(common random numbers): the difference between them is the effect of the assumption, not noise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def streams(seed: int) -> dict[str, np.random.Generator]:
 
 
 def substream(seed: int, name: str) -> np.random.Generator:
-    """A generator of its own for something that a scenario names (a segment): no other name changes its draws."""
+    """An independent generator for a name, such as that of a segment; no other name changes its draws."""
     return np.random.default_rng(np.random.SeedSequence([seed, *name.encode()]))
 
 

@@ -1,4 +1,4 @@
-"""Values as JSON and tables as CSV, as every file that the program writes has them."""
+"""Values as JSON and tables as CSV, in the form of all files that the program writes."""
 
 from __future__ import annotations
 

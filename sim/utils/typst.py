@@ -1,9 +1,9 @@
-"""Typesets a document: a Typst template, what stands in it, and its pictures become a PDF.
+"""Typesetting: a PDF from a Typst template, its data and its pictures.
 
 Data reaches the template as JSON in `sys.inputs.data` and pictures as SVG text in `sys.inputs` under
 `picture-NAME`; a template reads them with `json(bytes(sys.inputs.data))` and `image(bytes(sys.inputs.at(…)))`. So
-nothing that a user wrote is ever read as markup. The clock is stopped: the same input gives the same bytes.
-Nothing is fetched: templates import no packages, fonts are those of the system and the four within Typst.
+no text of a user is read as markup. The timestamp is fixed: equal input gives equal bytes.
+Nothing is downloaded: templates import no packages, fonts are those of the system and the four within Typst.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.errors import InputError
 if TYPE_CHECKING:
     import typst
 
-# What a template names as its fonts: the first ones that the machine has are taken, then the ones within Typst.
+# Font families by preference: those that the machine has, then those within Typst.
 SANS = ("Liberation Sans", "Arimo", "Helvetica Neue", "Arial", "DejaVu Sans")
 CHINESE = (
     "Noto Sans CJK SC",
@@ -36,12 +36,12 @@ _HAN = (("\u3400", "\u9fff"), ("\U00020000", "\U0003ffff"))
 def typeset(template: Path, data: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None) -> bytes:
     """The document as PDF.
 
-    The template finds in `data`, besides what is handed in, `fonts`: the families to set the text in, which this
+    The template's `data` also holds `fonts`: the families to set the text in, which this
     machine has. A template that wants a date in the file's properties sets it itself (`set document(date: …)`).
 
     Args:
         template: a .typ file; it may read files beside and below itself.
-        data: what JSON can say; numbers are finite.
+        data: JSON values; numbers are finite.
         pictures: {name: SVG}.
 
     Raises:
@@ -71,9 +71,9 @@ def typeset(template: Path, data: Mapping[str, Any], pictures: Mapping[str, byte
 
 
 def document_fonts(chinese_first: bool = False) -> list[str]:
-    """Families that text is set in on this machine, best first.
+    """Font families of this machine for text, by preference.
 
-    Latin letters come first; in a picture, where only the first family counts, Chinese ones may.
+    Latin families come first; a picture, in which only the first family counts, may ask for Chinese ones first.
     """
     there = set(_fonts().families())
     order = (*CHINESE, *SANS) if chinese_first else (*SANS, *CHINESE)

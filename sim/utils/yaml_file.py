@@ -1,6 +1,6 @@
-"""Settings in YAML files: read with the place of every key, refused in one line, never more than plain values.
+"""Settings in YAML files: plain values with the line of every key, or a one-line error.
 
-YAML can name types to build and can unfold a few bytes into gigabytes; neither belongs in settings, so tags and
+YAML can construct types and can expand a few bytes into gigabytes; neither belongs in settings, so tags and
 documents of unusual size are refused.
 """
 
@@ -23,7 +23,7 @@ _DEEPEST = 16
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null where ruamel would leave the value away, so that a saved file is the loaded one."""
+    """Writes null where ruamel would omit the value, so that a saved file loads as the same values."""
 
 
 _Representer.add_representer(
@@ -32,7 +32,7 @@ _Representer.add_representer(
 
 
 def round_trip_yaml() -> YAML:
-    """Reads and writes YAML with its comments and quotes kept."""
+    """A YAML reader and writer that keeps comments and quotes."""
     yaml = YAML(typ="rt", pure=True)
     yaml.Representer = _Representer
     yaml.preserve_quotes = True
@@ -44,8 +44,7 @@ def read_mapping(file: Path, allowed: str) -> CommentedMap:
     """The mapping of keys to values that a YAML file holds, with the line of each.
 
     Raises:
-        InputError: too large, not UTF-8, not YAML (with line and column), or no mapping; `allowed` says what belongs
-            there.
+        InputError: too large, not UTF-8, not YAML (with line and column), or no mapping; the message quotes `allowed`.
     """
     if file.stat().st_size > LARGEST_FILE_BYTES:  # before it is read
         raise InputError(f"{file}: {file.stat().st_size:,} bytes, allowed: at most {LARGEST_FILE_BYTES:,}")
@@ -53,7 +52,7 @@ def read_mapping(file: Path, allowed: str) -> CommentedMap:
 
 
 def mapping_in(content: bytes, file: str, allowed: str) -> CommentedMap:
-    """The same of a file's content; `file` is its name in the error messages.
+    """The mapping in a file's content; `file` is its name in the error messages.
 
     Raises:
         InputError: as `read_mapping`.
@@ -80,7 +79,7 @@ def plain_values(document: Any, file: str) -> dict[str, Any]:
     """The document as plain Python values.
 
     Raises:
-        InputError: a tag, or a document that unfolds without end.
+        InputError: a tag, or a document with too many values or levels.
     """
     budget = _MOST_VALUES
 
@@ -100,7 +99,7 @@ def plain_values(document: Any, file: str) -> dict[str, Any]:
         for kind in (bool, int, float, str):
             if isinstance(node, kind):
                 return kind(node)
-        # ruamel keeps an anchored yes/no in an int; everything else (dates, null) goes on to the schema.
+        # ruamel keeps an anchored yes/no in an int; everything else (dates, null) is left to the schema.
         return node
 
     plain: dict[str, Any] = walk(document, 0)

@@ -20,7 +20,7 @@ from engine.batch import SchedulerConfig
 from engine.profile.profile import Profile
 from engine.utils.progress import Progress, no_progress
 from sim.serving.metrics import latencies
-from sim.serving.replay import replay_with_stats
+from sim.serving.replay import equal_replicas, replay_fleet
 from sim.validation.calibrate_steps import calibrated, note_of, update
 from sim.validation.posterior import Posterior, bend_covariance, posterior_of, with_coefficients
 
@@ -65,7 +65,9 @@ def calibrate_on_requests(
 
     def predicted(values: FloatArray) -> FloatArray:
         times = with_coefficients(prior.times, values)
-        return _group_means(latencies(replay_with_stats(recorded, times, config)[0]), groups)[known]
+        return _group_means(latencies(replay_fleet(recorded, equal_replicas(times, config))[0]), groups)[
+            known
+        ]
 
     def weights(expected: FloatArray) -> FloatArray:
         return _huber_weight((target - expected) / noise)

@@ -139,7 +139,7 @@ def update(
         rows: [n, k].
         target: [n].
         weight: [n], one over each equation's standard deviation.
-        factors: [n, m], what f stands for; f ~ normal(0, factor_sd) is nobody's wish and left out of the result.
+        factors: [n, m], what f stands for; f ~ normal(0, factor_sd) is a nuisance and left out of the result.
         factor_sd: standard deviation of f.
     """
     from scipy.optimize import lsq_linear
@@ -168,7 +168,7 @@ def update(
 
 
 def _dependence(residual: FloatArray) -> float:
-    """Integrated autocorrelation of a run's errors: how many steps tell as much as one independent one."""
+    """Integrated autocorrelation of a run's errors: the number of steps that weigh as much as one independent one."""
     centred = residual - residual.mean() if len(residual) else residual
     # One interrupted step must not hide that its neighbours are alike.
     centred = np.clip(centred, -3 * centred.std(), 3 * centred.std())
@@ -189,7 +189,7 @@ def _run_sd(
     runs: Sequence[Observation],
     scatter: float,
 ) -> float:
-    """How much the machine's speed differs from one stretch of time to another, the profile's word included."""
+    """Relative standard deviation of the machine's speed between stretches of time; the profile's own is included."""
     squares, count = _PRIOR_BLOCKS * prior_sd**2, _PRIOR_BLOCKS
     for number, run in enumerate(runs):
         block = (run.steps["started_s"].to_numpy() // _BLOCK_S).astype(int)
@@ -218,7 +218,6 @@ def calibrated(
     """The profile with other coefficients [k], their covariance [k, k], its costs, and a note of the calibration."""
     times = with_coefficients(profile.coefficients, mean, uncertainty_from(covariance, relative_sd))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    scheduler = profile.scheduler_config()
     calibration = {**note, "date": now, "run_sd": round(run_sd, 6), "prior_profile": profile.content_hash}
     return replace(
         profile,
@@ -228,9 +227,7 @@ def calibrated(
         cost=cost_table(
             times,
             profile.cost.price_usd_per_hour,
-            max_step_tokens=scheduler.max_step_tokens,
-            max_running_requests=scheduler.max_running_requests,
-            max_context_tokens=profile.model.max_context_tokens,
-            cache_tokens=scheduler.cache_tokens,
+            profile.scheduler_config(),
+            profile.model.max_context_tokens,
         ),
     )

@@ -7,8 +7,8 @@ machine: that spread is the floor for any prediction.
 
 A prediction is a replay with the step-time model as it stands; its interval comes from replays of the same requests
 (common random numbers) with models drawn from what is known about the coefficients and the machine
-(`sim.validation.posterior`). To tell apart whose fault an error is, each measured run is replayed with its own steps'
-times as well: what then remains is the scheduler's and the clock's.
+(`sim.validation.posterior`). To separate the scheduler's errors from the step times', each measured
+run is replayed with its own steps' times as well: what then remains is the scheduler's and the clock's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.step_time import StepTimeModel
 from sim.serving.metrics import latencies
-from sim.serving.replay import replay_with_stats
+from sim.serving.replay import equal_replicas, replay_fleet
 from sim.validation.observe import Observation, full_prefix_hashes
 from sim.validation.posterior import Posterior
 from sim.workload.traffic_classes import lognormal_sigma
@@ -104,7 +104,7 @@ def capacity(
 ) -> float:
     """Requests per second that a replica finishes of an endless queue, by a replay of a long one."""
     requests = draw_requests("1", 1.0, _BACKLOG, lengths, config, most_context, seed).assign(arrived_s=0.0)
-    frame, _ = replay_with_stats(requests, times, config)
+    frame, _ = replay_fleet(requests, equal_replicas(times, config))
     finished = np.sort(frame["finished_s"].to_numpy())
     first, last = len(finished) // 10, len(finished) * 9 // 10  # neither filling nor draining
     return float((last - first) / (finished[last] - finished[first]))
@@ -141,7 +141,7 @@ def predict(
     requests = full_prefix_hashes(requests, config.block_tokens)
 
     def replayed(times: StepTimeModel) -> dict[str, float]:
-        return measures(replay_with_stats(requests, times, config)[0].iloc[judged or slice(None)])
+        return measures(replay_fleet(requests, equal_replicas(times, config))[0].iloc[judged or slice(None)])
 
     point = replayed(posterior.times)
     drawn = pd.DataFrame([replayed(times) for times in posterior.draw(draws, seed)])
@@ -188,18 +188,18 @@ def scheduler_errors(
     requests = full_prefix_hashes(requests, config.block_tokens)
     errors = []
     for run in runs:
-        frame, _ = replay_with_stats(requests, RecordedSteps(run, otherwise), config)
+        frame, _ = replay_fleet(requests, equal_replicas(RecordedSteps(run, otherwise), config))
         found, measured = measures(frame), measures(run.requests)
         errors.append({name: found[name] / measured[name] - 1 for name in measured})
     return pd.DataFrame(errors).median()
 
 
 def step_errors(runs: Sequence[Observation], times: StepTimeModel) -> dict[str, float]:
-    """How a step-time model does on observed steps.
+    """Errors of a step-time model on observed steps.
 
     steps; bias of their sum (predicted / measured − 1); median_error, of |predicted / measured − 1|; the share of the
     measured time between steps, and that in stalled steps, which took twice as long as predicted or longer: no model's
-    fault, but somebody else's work on the same cores.
+    fault, but other work on the same cores.
     """
     steps = pd.concat([run.steps for run in runs])
     measured = (steps["until_s"] - steps["started_s"]).to_numpy(dtype=float)

@@ -120,7 +120,7 @@ def observe(
 
 
 def warm_up(llm: LLM, seed: int = 0) -> None:
-    """A few prompts of several sizes, so that nothing that happens once per process is counted."""
+    """Serve a few prompts of several sizes, so that nothing that happens once per process is counted."""
     longest = min(llm.shape.max_context_tokens, llm.config.cache_tokens) // 2
     for share, count in _WARM_UP:
         count = min(count, llm.config.max_running_requests)
@@ -141,8 +141,8 @@ def warm_up(llm: LLM, seed: int = 0) -> None:
 def full_prefix_hashes(requests: pd.DataFrame, block_tokens: int) -> pd.DataFrame:
     """The requests with a key for each full block of their prompts: those they have, then ones of their own.
 
-    An engine remembers every full block of a prompt, also one that nobody else has; they take room in its prefix cache.
-    Frames without prefix_hashes are left alone: nothing is shared there, so nothing depends on it.
+    An engine remembers every full block of a prompt, also one that no other prompt has; they take room in its prefix
+    cache. Frames without prefix_hashes are left alone: nothing is shared there, so nothing depends on it.
     """
     if "prefix_hashes" not in requests:
         return requests
@@ -207,7 +207,7 @@ class _Run:
         self._priorities = requests["priority"].tolist() if "priority" in requests else [0] * count
 
     def serve(self) -> None:
-        """Add each request when its time has come, between steps, until all are finished."""
+        """Add each request at its time of arrival, between steps, until all are finished."""
         llm = self.llm
         self._began = time.perf_counter()
         reported_s = 0.0
@@ -232,7 +232,7 @@ class _Run:
         self.steps[-1][2] = self._now()
 
     def note_step(self, step: Step) -> None:
-        """What the engine is about to run."""
+        """Note the step that the engine is about to run."""
         self.steps.append([self._step_began_s, math.nan, math.nan, step.prefill, step.decode_contexts])
         for chunk in step.prefills:
             row = self.outputs[chunk.request.request_id]

@@ -51,7 +51,7 @@ class Posterior:
         return coefficients(self.times)
 
     def draw(self, count: int, rng: np.random.Generator | int = 0) -> list[RooflineStepTime]:
-        """`count` step-time models, each as a run may find the machine.
+        """`count` step-time models drawn from the posterior, one per run.
 
         Coefficients are ≥ 0: where a draw of a ramp falls with more work, the knots it concerns share their mean.
         """
@@ -72,7 +72,7 @@ class Posterior:
 
 
 def posterior_of(profile: Profile) -> Posterior:
-    """What a profile knows: of a calibrated one its posterior, of others the fit's covariance and what it misses.
+    """Posterior of a profile: of a calibrated one its own, of others the fit's covariance and unexplained error.
 
     A profile without an `uncertainty` has none at all: every draw is the model itself.
     """

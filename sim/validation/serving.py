@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.profile import Profile
 from engine.utils.files import write_atomically
@@ -45,7 +46,7 @@ _CALIBRATION_SEED = 7919  # added to the seed: other requests than those that ar
 
 @dataclass
 class ServingValidation:
-    """What a validation found.
+    """Result of a validation.
 
     `table`: a row per load and measure, as `sim.validation.compare.compare` gives it, with scheduler_error (what
     remains when the replay has the run's own step times); after a calibration also calibrated_… columns. `steps`: by
@@ -80,101 +81,85 @@ class ServingValidation:
         }
 
 
+@dataclass(frozen=True)
+class ValidationOptions:
+    """Which requests a validation serves, and how.
+
+    Raises:
+        InputError: fewer than one request or run.
+    """
+
+    requests: int = 200  # in each run
+    runs: int = 3  # of each load, with the same arrivals; medians are compared
+    lengths: Lengths = field(default_factory=Lengths)
+    calibrate: bool = False  # first calibrate the profile on runs of its own, and predict with both
+    model: str | None = None  # what `engine.LLM` loads; None: the profile's model
+    device: str = "cpu"  # or "cuda"
+    seed: int = 0  # of the requests
+
+    def __post_init__(self) -> None:
+        if self.requests < 1 or self.runs < 1:
+            raise InputError(
+                f"requests, runs: found {self.requests} and {self.runs}, allowed are whole numbers ≥ 1"
+            )
+
+
 def validate_serving(
-    profile: Profile,
-    loads: Sequence[str],
-    *,
-    requests: int = 200,
-    runs: int = 3,
-    lengths: Lengths | None = None,
-    calibrate: bool = False,
-    model: str | None = None,
-    device: str = "cpu",
-    seed: int = 0,
-    progress: Progress | None = None,
+    profile: Profile, loads: Sequence[str], options: ValidationOptions, progress: Progress = no_progress
 ) -> ServingValidation:
-    """Serve and replay `runs` × `loads` of `requests` requests each, and compare.
+    """Serve and replay `options.runs` × `loads`, and compare.
 
     Args:
         profile: what predicts; of the same model, in the same number format.
         loads: see `sim.validation.compare.parse_loads`.
-        requests: in each run.
-        runs: of each load, with the same arrivals; medians are compared.
-        lengths: of the requests.
-        calibrate: first calibrate the profile on runs of its own, and predict with both.
-        model: what `engine.LLM` loads; None takes the profile's model.
-        device: "cpu" or "cuda".
-        seed: of the requests.
+        options: see `ValidationOptions`.
         progress: called with (fraction done, what is being done).
 
     Raises:
         InputError: the profile is of another model, a load is unknown, the requests don't fit.
     """
-    from engine.inference.llm import LLM
     from engine.profile.hardware import detect
-    from engine.profiling.profiler import fill_cache, software_versions
+    from engine.profiling.profiler import software_versions
 
-    lengths, report = lengths or Lengths(), progress or no_progress
-    if requests < 1 or runs < 1:
-        raise InputError(f"requests, runs: found {requests} and {runs}, allowed are whole numbers ≥ 1")
-    name = model or profile.model.name
+    name = options.model or profile.model.name
     profile.require_model(name)
-    report(0.0, "loading the model")
-    limits = (
-        profile.scheduler_config()
-    )  # an engine that makes larger steps does what the profile didn't measure
-    llm = LLM(
-        name,
-        device=device,
-        dtype=profile.model.dtype,
-        max_running_requests=limits.max_running_requests,
-        max_step_tokens=limits.max_step_tokens,
-    )
-    config, most = llm.config, llm.shape.max_context_tokens
-    for what, mean in (("prompt", lengths.prompt_tokens), ("output", lengths.output_tokens)):
-        if not mean <= most / 2:  # drawn lengths end there
-            raise InputError(
-                f"mean {what} length: found {mean:g} tokens, allowed are up to half of the model's context, {most // 2}"
-            )
-    fill_cache(llm)
-    warm_up(llm, seed)
-    rate = capacity(profile.coefficients, config, lengths, most)
-    plan = _Plan(rate, loads, requests, runs, calibrate, report)
+    progress(0.0, "loading the model")
+    machine = detect(options.device, 0.0).name
+    bench = _Bench(_loaded(profile, name, options), options)
+    rate = bench.capacity_rps(profile)
+    plan = _Plan(rate, loads, options, progress)
     calibrated: Profile | None = None
-    if calibrate:
-        count = max(10, round(_CALIBRATION_SHARE * requests))
-        seen: list[Observation] = []
-        for load in _CALIBRATION_LOADS:
-            frame = draw_requests(load, rate, count, lengths, config, most, seed + _CALIBRATION_SEED)
-            seen.append(observe(llm, frame, seed=seed + len(seen), progress=plan.step(frame, "calibrating")))
-        source = f"{len(_CALIBRATION_LOADS)} runs of {count} requests on {detect(device, 0.0).name}"
-        calibrated = calibrate_on_steps(profile, seen, source)
-        rate = capacity(calibrated.coefficients, config, lengths, most)
-    frames = {load: draw_requests(load, rate, requests, lengths, config, most, seed) for load in loads}
+    if options.calibrate:
+        calibrated = bench.calibrated(profile, rate, plan, machine)
+        rate = bench.capacity_rps(calibrated)
+    frames = {load: bench.draw(load, rate, options.requests, options.seed) for load in loads}
     observations: dict[str, list[Observation]] = {load: [] for load in loads}
     provenance = {
         "model": name,
         "profile": profile.content_hash,
         "profile_measured_on": profile.hardware.name,
         "profile_date": profile.created_at,
-        "machine": detect(device, 0.0).name,
+        "machine": machine,
         "software": software_versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "scheduler": asdict(config),
-        "lengths": asdict(lengths),
-        "requests": requests,
-        "runs": runs,
-        "seed": seed,
+        "scheduler": asdict(bench.llm.config),
+        "lengths": asdict(options.lengths),
+        "requests": options.requests,
+        "runs": options.runs,
+        "seed": options.seed,
     }
-    for number in range(runs):
+    for number in range(1, options.runs + 1):
         for load, frame in frames.items():
-            what = f"load {load}, run {number + 1} of {runs}"
-            run = observe(llm, frame, seed=seed + 100 * (number + 1), progress=plan.step(frame, what))
-            run.provenance = {**provenance, "load": load, "run": number + 1, "capacity_rps": rate}
+            report = plan.step(frame, f"load {load}, run {number} of {options.runs}")
+            run = observe(bench.llm, frame, seed=options.seed + 100 * number, progress=report)
+            run.provenance = {**provenance, "load": load, "run": number, "capacity_rps": rate}
             observations[load].append(run)
-    report(0.98, "replaying")
+    progress(0.98, "replaying")
     table = pd.concat(
-        [_compared(llm, profile, calibrated, load, frames[load], observations[load]) for load in loads]
+        [
+            _compared(bench.llm.config, profile, calibrated, load, frames[load], observations[load])
+            for load in loads
+        ]
     )
     steps = {}
     for load, those in observations.items():
@@ -182,26 +167,77 @@ def validate_serving(
         if calibrated is not None:
             after = step_errors(those, calibrated.coefficients)
             steps[load] |= {f"calibrated_{name}": after[name] for name in ("bias", "median_error")}
-    report(1.0, "done")
+    progress(1.0, "done")
     return ServingValidation(table.reset_index(drop=True), steps, rate, provenance, calibrated, observations)
+
+
+def _loaded(profile: Profile, name: str, options: ValidationOptions) -> LLM:
+    """The engine with the profile's limits: it must not make larger steps than the profile measured.
+
+    Raises:
+        InputError: the mean lengths are more than half of the model's context, where drawn lengths end.
+    """
+    from engine.inference.llm import LLM
+    from engine.profiling.profiler import fill_cache
+
+    limits = profile.scheduler_config()
+    llm = LLM(
+        name,
+        device=options.device,
+        dtype=profile.model.dtype,
+        max_running_requests=limits.max_running_requests,
+        max_step_tokens=limits.max_step_tokens,
+    )
+    most = llm.shape.max_context_tokens // 2
+    for what, mean in (("prompt", options.lengths.prompt_tokens), ("output", options.lengths.output_tokens)):
+        if not mean <= llm.shape.max_context_tokens / 2:
+            raise InputError(
+                f"mean {what} length: found {mean:g} tokens, allowed are up to half of the model's context, {most}"
+            )
+    fill_cache(llm)
+    warm_up(llm, options.seed)
+    return llm
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """The engine under test and the requests that it gets."""
+
+    llm: LLM
+    options: ValidationOptions
+
+    def capacity_rps(self, profile: Profile) -> float:
+        llm = self.llm
+        return capacity(profile.coefficients, llm.config, self.options.lengths, llm.shape.max_context_tokens)
+
+    def draw(self, load: str, rate_rps: float, count: int, seed: int) -> pd.DataFrame:
+        most = self.llm.shape.max_context_tokens
+        return draw_requests(load, rate_rps, count, self.options.lengths, self.llm.config, most, seed)
+
+    def calibrated(self, profile: Profile, rate_rps: float, plan: _Plan, machine: str) -> Profile:
+        """The profile, calibrated on runs of requests that are judged nowhere."""
+        count = max(10, round(_CALIBRATION_SHARE * self.options.requests))
+        seed = self.options.seed
+        seen: list[Observation] = []
+        for load in _CALIBRATION_LOADS:
+            frame = self.draw(load, rate_rps, count, seed + _CALIBRATION_SEED)
+            report = plan.step(frame, "calibrating")
+            seen.append(observe(self.llm, frame, seed=seed + len(seen), progress=report))
+        source = f"{len(_CALIBRATION_LOADS)} runs of {count} requests on {machine}"
+        return calibrate_on_steps(profile, seen, source)
 
 
 class _Plan:
     """How far a validation is, by the seconds that its requests take to arrive."""
 
     def __init__(
-        self,
-        rate: float,
-        loads: Sequence[str],
-        requests: int,
-        runs: int,
-        calibrate: bool,
-        report: Progress,
+        self, rate_rps: float, loads: Sequence[str], options: ValidationOptions, report: Progress
     ) -> None:
-        seconds = [requests / rate / (0.5 if load == BURST else min(1.0, float(load))) for load in loads]
-        self.whole_s = runs * sum(seconds)
-        if calibrate:
-            self.whole_s += _CALIBRATION_SHARE * requests / rate * (1 / 0.6 + 1 / 0.5)
+        requests = options.requests
+        seconds = [requests / rate_rps / (0.5 if load == BURST else min(1.0, float(load))) for load in loads]
+        self.whole_s = options.runs * sum(seconds)
+        if options.calibrate:
+            self.whole_s += _CALIBRATION_SHARE * requests / rate_rps * (1 / 0.6 + 1 / 0.5)
         self.report, self.passed_s = report, 0.0
 
     def step(self, frame: pd.DataFrame, what: str) -> Progress:
@@ -217,7 +253,7 @@ class _Plan:
 
 
 def _compared(
-    llm: LLM,
+    config: SchedulerConfig,
     profile: Profile,
     calibrated: Profile | None,
     load: str,
@@ -225,12 +261,12 @@ def _compared(
     runs: Sequence[Observation],
 ) -> pd.DataFrame:
     measured = [run.requests for run in runs]
-    table = compare(measured, predict(posterior_of(profile), frame, llm.config))
+    table = compare(measured, predict(posterior_of(profile), frame, config))
     table.insert(0, "load", load)
-    own = scheduler_errors(runs, frame, llm.config, profile.coefficients)
+    own = scheduler_errors(runs, frame, config, profile.coefficients)
     table["scheduler_error"] = own[table["measure"]].to_numpy()
     if calibrated is not None:
-        after = compare(measured, predict(posterior_of(calibrated), frame, llm.config))
+        after = compare(measured, predict(posterior_of(calibrated), frame, config))
         for column in ("predicted", "error", "low", "high", "covered", "met"):
             table[f"calibrated_{column}"] = after[column]
     return table

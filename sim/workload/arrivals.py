@@ -1,6 +1,6 @@
 """When requests arrive: a steady Poisson process, bursts, and the shape of day and week.
 
-Models the users' side of the door. Every process is one and the same rate-1 stream of points, moved in time:
+Every process is one and the same rate-1 stream of points, moved in time:
 
 - Poisson: gaps are exponential.
 - Gamma renewal process: independent gaps with coefficient of variation `cv`; above 1 arrivals clump, below 1 they
@@ -266,23 +266,6 @@ def index_of_dispersion(times_s: ArrayLike, window_s: float) -> float:
         return math.nan
     counts = np.bincount((times[times < windows * window_s] // window_s).astype(np.int64), minlength=windows)
     return float(counts.var() / counts.mean()) if counts.any() else math.nan
-
-
-def modulated_dispersion(process: MarkovModulated, rate_rps: float, window_s: float) -> float:
-    """Index of dispersion of counts of a stationary Markov-modulated process, in closed form.
-
-    With generator Q, rates λ = diag(Λ), time shares π and the deviation matrix D = (1π − Q)⁻¹ − 1π:
-    1 + 2/(λ̄ t) · πΛ [D t − D² (I − e^{Qt})] λ (Fischer & Meier-Hellstern 1993, eq. 23 in another notation).
-    """
-    from scipy.linalg import expm
-
-    generator, shares = process.generator, process.shares
-    rates = rate_rps * process.relative_rates
-    limit = np.tile(shares, (shares.size, 1))
-    deviation = np.linalg.inv(limit - generator) - limit
-    unit = np.eye(shares.size)
-    between = deviation * window_s - deviation @ deviation @ (unit - expm(generator * window_s))
-    return float(1 + 2 / (rate_rps * window_s) * (shares * rates) @ between @ rates)
 
 
 class _States:

@@ -1,7 +1,7 @@
 """Requests that wait for other requests: conversations that grow turn by turn, and users who wait for their answer.
 
-Models people at the door, where `sim.workload.generate` models a crowd: who reads an answer before asking again sends
-nothing while the fleet is slow. That is the difference between an open and a closed system (Schroeder, Wierman &
+Models single users, where `sim.workload.generate` models a crowd: a user who reads an answer before asking again
+sends nothing while the fleet is slow. That is the difference between an open and a closed system (Schroeder, Wierman &
 Harchol-Balter 2006): in the closed one the load gives way when waiting grows.
 
 A conversation opens with a system prompt that all of its class share; each turn's prompt is everything said before
@@ -132,7 +132,7 @@ def conversations(
     Args:
         kind: a class, or the name of one in CONVERSATION_CLASSES.
         sessions_per_s, sessions, duration_s, shape, process: when conversations start, see `arrival_times`; those
-            that start in the window are told to their end.
+            that start in the window are complete.
         rng: generator or seed; each column draws from its own child stream.
         max_context_tokens: a conversation ends before the turn that would not fit; the first is cut to fit.
         block_tokens: tokens per KV block, for the hashes.
@@ -226,7 +226,7 @@ def closed_loop(
     block_tokens: int = 16,
     classes: Mapping[str, TrafficClass] | None = None,
 ) -> pd.DataFrame:
-    """So many users, each of whom thinks, asks, waits for the answer, thinks again.
+    """Requests of `users` users, each of which thinks, asks, waits for the answer and thinks again.
 
     Args:
         users: how many.
@@ -237,7 +237,7 @@ def closed_loop(
         rng: generator or seed.
 
     Returns:
-        The frame of `generate` with user, after and think_s; everybody thinks before the first question.
+        The frame of `generate` with user, after and think_s; every user thinks before the first question.
 
     Raises:
         InputError: no user, no request, a negative time, or bad traffic.

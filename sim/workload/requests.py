@@ -1,7 +1,7 @@
 """The requests frame: what a simulated fleet is given, checked whole before anything runs.
 
-Models the door of a serving fleet: who comes when (or after whose answer), with how long a prompt, for how long an
-answer. All checks are on whole columns, so a million rows take milliseconds.
+Models what arrives at a serving fleet: when (or after which answer), with prompts and answers of how many tokens.
+All checks are on whole columns, so a million rows take milliseconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BoolArray = NDArray[np.bool_]
 
 
 def check_requests(requests: pd.DataFrame) -> pd.DataFrame:
-    """A copy of a frame that somebody built, its columns made numbers, rows numbered from 0.
+    """A checked copy of a requests frame, its columns made numbers, rows numbered from 0.
 
     With a column `after` (the row that must finish first, −1 for none) the rows that have one need no time of
     arrival: it is NaN, and `think_s` says how long after that finish they come.

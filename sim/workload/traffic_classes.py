@@ -1,6 +1,6 @@
-"""What a request asks for: classes of traffic, and how many tokens their prompts and answers have.
+"""Classes of traffic, and how many tokens their prompts and answers have.
 
-Models the users' side of the door. Token lengths of a class are lognormal, given by median and mean (mean / median =
+Token lengths of a class are lognormal, given by median and mean (mean / median =
 exp(σ²/2), so σ = sqrt(2·ln(mean / median))), or empirical: a table of quantiles, read linearly between its rows. A
 rank correlation between prompt and output is brought in by a Gaussian copula: Spearman's ρ between the lengths needs
 the correlation 2·sin(π·ρ/6) between the normal numbers they are drawn from (Kruskal 1958). Pictures and sound enter a

@@ -24,8 +24,9 @@ import numpy as np
 from engine.errors import InputError
 from engine.loadtest.client import Endpoint
 from engine.profile.profile import Measurement, Profile
-from engine.profiling.endpoint import Known, measure_endpoint
-from engine.profiling.profiler import fit_and_judge
+from engine.profiling.endpoint import measure_endpoint
+from engine.profiling.endpoint_options import Known, SurveyOptions
+from engine.profiling.fit import fit_and_judge
 from sim.capacity.goals import Objective
 from sim.capacity.surface import capacity_surface
 from sim.cli.load import checked_with_backlog
@@ -106,7 +107,7 @@ def outside(
             assert server.stdout is not None
             endpoint = Endpoint(server.stdout.readline().strip())
             known = Known(price_usd_per_hour=price, parameters=parameters)
-            found = measure_endpoint(endpoint, known, budget_s=budget_s, max_concurrency=128)
+            found = measure_endpoint(endpoint, known, SurveyOptions(budget_s, max_concurrency=128))
             coefficients, fit = fit_and_judge(noted_steps(path))
             own = replace(found, coefficients=coefficients, fit=fit)
             return checked_with_backlog(found, endpoint, budget_s / 2), own

@@ -24,8 +24,9 @@ import pandas as pd
 from engine.batch import SchedulerConfig
 from engine.profile.profile import Profile
 from engine.profile.step_time import RooflineStepTime
+from sim.serving.fleet_config import Fleet
 from sim.serving.metrics import littles_law_error, summary
-from sim.serving.replay import replay_with_stats
+from sim.serving.replay import equal_replicas, replay_fleet
 from sim.utils.paths import resolve_profile
 from tests.helpers.places import SHARED
 
@@ -43,6 +44,7 @@ STEP_S = RooflineStepTime(
     prefill_pair_s=6.34e-9,
     prefill_context_s=0.0,
 )
+ONE = equal_replicas(STEP_S, LIMITS)
 
 
 def conversation(requests: int, rate_rps: float) -> pd.DataFrame:
@@ -52,10 +54,10 @@ def conversation(requests: int, rate_rps: float) -> pd.DataFrame:
     return generate({"chat": 1.0}, rate_rps, requests=requests, rng=0, max_context_tokens=4096)
 
 
-def timed(requests: pd.DataFrame, **settings: object) -> str:
+def timed(requests: pd.DataFrame, fleet: Fleet = ONE, reference: bool = False) -> str:
     """Requests per second of wall time, and what shows that the work was done."""
     started = time.perf_counter()
-    frame, stats = replay_with_stats(requests, STEP_S, LIMITS, **settings)  # type: ignore[arg-type]
+    frame, stats = replay_fleet(requests, fleet, reference=reference)
     wall_s = time.perf_counter() - started
     return (
         f"{len(frame):>9,} requests in {wall_s:6.2f} s = {len(frame) / wall_s:>8,.0f} requests/s; "
@@ -69,12 +71,12 @@ def fresh_process() -> None:
     """The peer's job from the start of a process: what `main` runs as a child."""
     began = time.perf_counter()
     requests = conversation(PEER_REQUESTS, 6.45)
-    replay_with_stats(requests.iloc[:1], STEP_S, LIMITS)
+    replay_fleet(requests.iloc[:1], ONE)
     ready_s = time.perf_counter() - began
     times = []
     for _ in range(5):
         started = time.perf_counter()
-        replay_with_stats(requests, STEP_S, LIMITS)
+        replay_fleet(requests, ONE)
         times.append(time.perf_counter() - started)
     wall_s = sorted(times)[2]
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -99,7 +101,7 @@ def main() -> None:
         print("one replica:       ", timed(conversation(count, 6.45)))
     day = conversation(1_000_000, 1_000_000 / 86_400)
     for router in ("least_outstanding", "power_of_two"):
-        print(f"a day, 32 replicas, {router}: ", timed(day, replicas=32, router=router))
+        print(f"a day, 32 replicas, {router}: ", timed(day, equal_replicas(STEP_S, LIMITS, 32, router)))
     _real_trace()
     _surface()
 
@@ -115,8 +117,8 @@ def _real_trace() -> None:
     requests = read_trace(path)
     for replicas in (40, 100):
         started = time.perf_counter()
-        frame, stats = replay_with_stats(
-            requests, profile.step_time_model(), profile.scheduler_config(), replicas
+        frame, stats = replay_fleet(
+            requests, equal_replicas(profile.step_time_model(), profile.scheduler_config(), replicas)
         )
         wall_s = time.perf_counter() - started
         found = summary(frame, stats)

@@ -21,6 +21,7 @@ import psutil
 
 from sim import Scenario
 from sim.study.monte_carlo import monte_carlo
+from sim.study.runs.options import RunOptions
 
 RUNS = 1000
 
@@ -52,23 +53,23 @@ def peak_memory_mb() -> Iterator[list[float]]:
 
 def main() -> None:
     scenario = Scenario.load("api_startup")
-    monte_carlo(scenario, runs=8, workers=0)  # fills the cache of capacity surfaces
+    monte_carlo(scenario, runs=8, options=RunOptions(workers=0))  # fills the cache of capacity surfaces
     took = {}
     for workers in (1, 2):
         with peak_memory_mb() as peak:
             started = time.perf_counter()
-            monte_carlo(scenario, runs=RUNS, workers=workers)
+            monte_carlo(scenario, runs=RUNS, options=RunOptions(workers=workers))
             took[workers] = time.perf_counter() - started
         print(f"{RUNS:,} runs, {workers} worker(s) {took[workers]:10.1f} s {peak[0]:10.0f} MB")
     print(f"{'parallel efficiency':24} {took[1] / (2 * took[2]):10.1%}")
     with TemporaryDirectory() as folder:
         started = time.perf_counter()
-        monte_carlo(scenario, runs=RUNS, workers=2, folder=Path(folder) / "study")
+        monte_carlo(scenario, runs=RUNS, options=RunOptions(workers=2, folder=Path(folder) / "study"))
         print(f"{'the same into a folder':24} {time.perf_counter() - started:10.1f} s")
     if "--memory" in sys.argv:
         with TemporaryDirectory() as folder, peak_memory_mb() as peak:
             started = time.perf_counter()
-            monte_carlo(scenario, runs=10_000, workers=2, folder=Path(folder) / "study")
+            monte_carlo(scenario, runs=10_000, options=RunOptions(workers=2, folder=Path(folder) / "study"))
             print(f"10,000 runs, 2 workers {time.perf_counter() - started:12.1f} s {peak[0]:10.0f} MB")
 
 

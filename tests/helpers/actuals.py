@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import insert
-from test_market import STILL
 
 from engine.usage.api_keys import ApiKeys
 from engine.usage.database import KEYS, REQUESTS, month_bounds_s, open_database
 from sim.company.monthly_table import month_labels
 from sim.scenario.scenario import Scenario
 from sim.workload.traffic_classes import TRAFFIC_CLASSES, lognormal_sigma
+from tests.sim.stages.test_market import STILL
 
 START = "2026-01"
 NOW_S = month_bounds_s("2027-06")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.batch import SchedulerConfig
 from engine.profile.cost import cost_table
 from engine.profile.hardware import HardwareInfo
 from engine.profile.model_shape import ModelShape
@@ -74,14 +75,7 @@ def synthetic_profile(
             train_median_relative_error=0.0,
             repeat_spread=0.0,
         ),
-        cost=cost_table(
-            times,
-            price_usd_per_hour,
-            max_step_tokens=512,
-            max_running_requests=64,
-            max_context_tokens=8192,
-            cache_tokens=65_536,
-        ),
+        cost=cost_table(times, price_usd_per_hour, SchedulerConfig(), 8192),
         memory={"weight_bytes": shape.weight_bytes},
         power={"mean_w": None, "reason": "made up for tests"},
     )

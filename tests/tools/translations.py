@@ -1,9 +1,9 @@
 """Every sentence that a person reads, and what it is in another language: `python tests/tools/translations.py`.
 
-Brings `sim/locale/*.po` up to date: new sentences come in without a translation, those that the program no longer says
-go, the order is that of the source files. Prints which lack a translation. The sentences are the first arguments of
-`tr` and `mark`, those of the report's template, the meanings and units of the scenario's
-schema, the units of outcomes and the types of accounts.
+Brings `sim/i18n/locale/*.po` up to date: new sentences come in without a translation, behind the one that the sources
+say before them; those that the program no longer says go; the others stay where they are. Prints which lack a
+translation. The sentences are the first arguments of `tr`, `mark` and `Message`, those of the report's template, the
+meanings and units of the scenario's schema, the units of metrics and the types of accounts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ast
 import io
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, get_args
 
 from babel.messages.catalog import Catalog
@@ -33,14 +34,9 @@ msgstr ""
 """
 
 
-def sentences() -> dict[str, list[str]]:
-    """{English sentence: files that say it}, in the order of the files."""
-    found: dict[str, list[str]] = {}
-    for path, sentence in (*_said(), *_schema(), *_words()):
-        files = found.setdefault(sentence, [])
-        if path not in files:
-            files.append(path)
-    return found
+def sentences() -> list[str]:
+    """Every English sentence once, in the order of the files."""
+    return list(dict.fromkeys((*_said(), *_schema(), *_words())))
 
 
 def translations(language: str) -> dict[str, str]:
@@ -56,12 +52,16 @@ def names_in(sentence: str) -> list[str]:
 def update(language: str) -> list[str]:
     """Write the `.po` file anew; gives the sentences that lack a translation."""
     known = translations(language)
-    catalog = Catalog(locale=language, fuzzy=False)
     found = sentences()
-    for sentence, files in found.items():
-        catalog.add(sentence, known.get(sentence, ""), locations=[(file, 0) for file in files])
+    ordered = [sentence for sentence in known if sentence in found]
+    for before, sentence in pairwise(["", *found]):
+        if sentence not in known:
+            ordered.insert(ordered.index(before) + 1 if before else 0, sentence)
+    catalog = Catalog(locale=language, fuzzy=False)
+    for sentence in ordered:
+        catalog.add(sentence, known.get(sentence, ""))
     content = io.BytesIO()
-    write_po(content, catalog, width=110, include_lineno=False, omit_header=True)
+    write_po(content, catalog, width=110, omit_header=True)
     text = HEADER.format(language=language) + content.getvalue().decode().lstrip("\n")
     write_atomically(LOCALE / f"{language}.po", text.rstrip("\n") + "\n")
     return [sentence for sentence in found if not known.get(sentence)]
@@ -72,8 +72,11 @@ def _read(language: str) -> Catalog:
         return read_po(file, locale=language)
 
 
-def _said() -> Iterator[tuple[str, str]]:
-    for file in (ROOT / "app.py", *sorted((ROOT / "sim").rglob("*.py"))):
+def _said() -> Iterator[str]:
+    for file in (
+        ROOT / "app.py",
+        *(file for room in ("sim", "engine") for file in sorted((ROOT / room).rglob("*.py"))),
+    ):
         # Not babel's own extraction: it takes the word of `tr(row["label"])` for a sentence.
         calls = [
             node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call) and node.args
@@ -82,34 +85,31 @@ def _said() -> Iterator[tuple[str, str]]:
             first = call.args[0]
             if (
                 isinstance(call.func, ast.Name)
-                and call.func.id in ("tr", "mark")
+                and call.func.id in ("tr", "mark", "Message")
                 and isinstance(first, ast.Constant)
             ):
-                yield file.relative_to(ROOT).as_posix(), str(first.value)
+                yield str(first.value)
     for file in sorted((ROOT / "sim").rglob("*.j2")):
         for _line, words, _comments, _context in extract_from_file("jinja2", file, keywords={"tr": None}):
-            yield file.relative_to(ROOT).as_posix(), words[0] if isinstance(words, tuple) else words
+            yield words[0] if isinstance(words, tuple) else words
 
 
-def _schema() -> Iterator[tuple[str, str]]:
+def _schema() -> Iterator[str]:
     from sim.scenario.schema import ScenarioFields
 
     seen: set[type] = set()
 
-    def of(section: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    def of(section: type[BaseModel]) -> Iterator[str]:
         if section in seen:
             return
         seen.add(section)
-        path = section.__module__.replace(".", "/") + (
-            ".py" if section.__module__ != "sim.scenario.schema" else "/__init__.py"
-        )
         for field in section.model_fields.values():
             extra = field.json_schema_extra
             unit = extra.get("unit") if isinstance(extra, dict) else None
-            yield from ((path, str(text)) for text in (field.description, unit) if text)
+            yield from (str(text) for text in (field.description, unit) if text)
             yield from within(field.annotation)
 
-    def within(annotation: Any) -> Iterator[tuple[str, str]]:
+    def within(annotation: Any) -> Iterator[str]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from of(annotation)
         for inner in get_args(annotation):
@@ -118,12 +118,12 @@ def _schema() -> Iterator[tuple[str, str]]:
     yield from of(ScenarioFields)
 
 
-def _words() -> Iterator[tuple[str, str]]:
+def _words() -> Iterator[str]:
     from sim.accounting.ledger import Kind
-    from sim.scenario.outcomes import OUTCOMES
+    from sim.scenario.units import Unit
 
-    yield from (("sim/study/runs/outcomes.py", outcome.unit) for outcome in OUTCOMES.values() if outcome.unit)
-    yield from (("sim/accounting/ledger.py", kind) for kind in get_args(Kind))
+    yield from get_args(Unit)
+    yield from get_args(Kind)
 
 
 if __name__ == "__main__":

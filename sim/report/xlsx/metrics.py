@@ -16,51 +16,83 @@ from sim.company.monthly_table import SERVING_ACCOUNTS, TRAINING_ACCOUNTS
 from sim.i18n.translate import mark, tr
 from sim.report.xlsx.statements import Sheets
 from sim.report.xlsx.workbook import Book, MonthSheet, SheetLine
+from sim.scenario.metrics import MONTHLY, Metric
+from sim.scenario.units import Unit
 
 if TYPE_CHECKING:
     from sim.company.simulate import Result
 
 _TRAILING = saas_metrics.TRAILING_MONTHS
-_USD, _SHARE, _COUNT = mark("USD"), mark("fraction"), mark("count")
-# Name of the line: label, unit, number format. The first ones have formulas where `_formulas` says so.
-_LINES = {
-    "revenue_usd": (mark("Revenue"), _USD, "money"),
-    "mrr_usd": (mark("MRR"), _USD, "money"),
-    "arr_usd": (mark("ARR"), _USD, "money"),
-    "cogs_usd": (mark("Cost of goods sold"), _USD, "money"),
-    "gross_profit_usd": (mark("Gross profit"), _USD, "money"),
-    "gross_margin": (mark("Gross margin"), _SHARE, "percent"),
-    "operating_income_usd": (mark("Operating income"), _USD, "money"),
-    "depreciation_usd": (mark("Depreciation"), _USD, "money"),
-    "ebitda_usd": (mark("EBITDA"), _USD, "money"),
-    "net_income_usd": (mark("Net income"), _USD, "money"),
-    "free_cash_flow_usd": (mark("Free cash flow"), _USD, "money"),
-    "net_burn_usd": (mark("Net burn"), _USD, "money"),
-    "cash_usd": (mark("Cash at month end"), _USD, "money"),
-    "runway_months": (mark("Runway"), mark("months, ∞ when not burning"), "number"),
-    "rule_of_40": (mark("Rule of 40"), mark("percentage points"), "number"),
-    "burn_multiple": (mark("Burn multiple"), mark("USD burnt per USD of new ARR"), "number"),
-    "customers": (mark("Paying customers at month end"), _COUNT, "count"),
-    "billed_customers": (mark("Customers billed"), _COUNT, "count"),
-    "new_customers": (mark("New customers"), _COUNT, "count"),
-    "churned_customers": (mark("Churned customers"), _COUNT, "count"),
-    "churn_rate": (mark("Churn per month"), _SHARE, "percent"),
-    "arpu_usd": (mark("ARPU per month"), _USD, "number"),
-    "sales_and_marketing_usd": (mark("Sales and marketing"), _USD, "money"),
-    "cac_usd": (mark("CAC, three months"), _USD, "number"),
-    "ltv_usd": (mark("LTV"), _USD, "number"),
-    "ltv_to_cac": (mark("LTV / CAC"), mark("ratio"), "number"),
-    "cac_payback_months": (mark("CAC payback"), mark("months"), "number"),
-    "nrr": (mark("Net revenue retention"), _SHARE, "percent"),
-    "grr": (mark("Gross revenue retention"), _SHARE, "percent"),
-    "compute_serving_usd": (mark("Serving compute"), _USD, "money"),
-    "compute_training_usd": (mark("Training compute"), _USD, "money"),
-    "prompt_tokens": (mark("Prompt tokens"), mark("tokens"), "count"),
-    "output_tokens": (mark("Output tokens"), mark("tokens"), "count"),
-    "serving_cost_usd_per_mtok": (mark("Serving cost"), mark("USD per million tokens"), "price"),
-    "price_usd_per_mtok": (mark("Recurring revenue"), mark("USD per million tokens"), "price"),
-    "cash_below_zero": (mark("Cash below zero"), mark("1 = yes"), "count"),
-    "profit_holds": (mark("Three profitable months from here"), mark("1 = yes"), "count"),
+# Lines that only the workbook has: what the metrics divide, and flags for the summary.
+_HELPERS = (
+    Metric(
+        "billed_customers", mark("Customers billed"), "customers", None, "count",
+        "Customers who get an invoice for the month.",
+    ),
+    Metric(
+        "sales_and_marketing_usd", mark("Sales and marketing"), "USD per month", None, "money",
+        "Spend that CAC divides.",
+    ),
+    Metric(
+        "cash_below_zero", mark("Cash below zero"), "0 or 1", False, "count",
+        "1 in a month that ends with cash below zero.",
+    ),
+    Metric(
+        "profit_holds", mark("Three profitable months from here"), "0 or 1", True, "count",
+        "1 where this month and the two after it have a positive net income.",
+    ),
+)  # fmt: skip
+_METRICS = MONTHLY | {metric.name: metric for metric in _HELPERS}
+# In the order of the sheet. The first ones have formulas where `_formulas` says so.
+_LINES = (
+    "revenue_usd",
+    "mrr_usd",
+    "arr_usd",
+    "cogs_usd",
+    "gross_profit_usd",
+    "gross_margin",
+    "operating_income_usd",
+    "depreciation_usd",
+    "ebitda_usd",
+    "net_income_usd",
+    "free_cash_flow_usd",
+    "net_burn_usd",
+    "cash_usd",
+    "runway_months",
+    "rule_of_40",
+    "burn_multiple",
+    "customers",
+    "billed_customers",
+    "new_customers",
+    "churned_customers",
+    "churn_rate",
+    "arpu_usd",
+    "sales_and_marketing_usd",
+    "cac_usd",
+    "ltv_usd",
+    "ltv_to_cac",
+    "cac_payback_months",
+    "nrr",
+    "grr",
+    "compute_serving_usd",
+    "compute_training_usd",
+    "prompt_tokens",
+    "output_tokens",
+    "serving_cost_usd_per_mtok",
+    "price_usd_per_mtok",
+    "cash_below_zero",
+    "profit_holds",
+)
+# Units in the sheet's own words: its columns are months.
+_UNITS: dict[Unit, str] = {
+    "USD per month": mark("USD"),
+    "fraction of revenue": mark("fraction"),
+    "customers": mark("count"),
+    "0 or 1": mark("1 = yes"),
+}
+_NOTES = {
+    "runway_months": mark("months, ∞ when not burning"),
+    "burn_multiple": mark("USD burnt per USD of new ARR"),
 }
 _BOLD = {"arr_usd", "gross_profit_usd", "net_income_usd", "cash_usd", "ltv_to_cac"}
 
@@ -74,9 +106,15 @@ def write_metrics(book: Book, result: Result, sheets: Sheets) -> MonthSheet:
     formulas = _formulas(sheet, sheets)
     values = {name: table[name].to_numpy(dtype=np.float64) for name in table.columns if name != "month"}
     values |= _helpers(result)
-    for name, (label, unit, style) in _LINES.items():
+    for name in _LINES:
+        metric = _METRICS[name]
         line = SheetLine(
-            name, tr(label), list(values[name]), unit=tr(unit), style=style, monthly=formulas.get(name)
+            name,
+            tr(metric.label),
+            list(values[name]),
+            unit=tr(_NOTES.get(name) or _UNITS.get(metric.unit, metric.unit)),
+            style=metric.format,
+            monthly=formulas.get(name),
         )
         sheet.write(line, total=name in _BOLD)
     for name in rest:  # the name in the monthly table, which carries the unit
@@ -87,7 +125,7 @@ def write_metrics(book: Book, result: Result, sheets: Sheets) -> MonthSheet:
 
 
 def _helpers(result: Result) -> dict[str, np.ndarray]:
-    """Lines that the monthly table doesn't have: what the metrics divide, and flags for the summary."""
+    """Values [months] of `_HELPERS`."""
     months = len(result.monthly)
     income = result.statements.income()
     billed = sum((seen.sum(axis=0) for seen in result.facts.billed.values()), np.zeros(months))

@@ -12,6 +12,7 @@ import datetime as dt
 import io
 from typing import TYPE_CHECKING
 
+from sim.company.provenance import provenance_rows
 from sim.i18n.translate import language as language_now
 from sim.i18n.translate import speaking, tr
 from sim.report import content
@@ -73,7 +74,7 @@ def _write_sources(book: Book, result: Result, command: str) -> None:
     sheet.set_column(0, 0, 34)
     sheet.set_column(1, 1, 110, book.format("wrap"))
     book.text(sheet, 0, 0, tr(content.SECTIONS["provenance"]), "title")
-    rows = [*content.provenance(result), (tr("Command"), command)]
+    rows = [*provenance_rows(result), (tr("Command"), command)]
     for row, (label, words) in enumerate(rows, start=2):
         book.text(sheet, row, 0, label, "muted")
         book.text(sheet, row, 1, words, "wrap")

@@ -19,6 +19,7 @@ from sim.accounting.labels import STATEMENTS, TOTALS, by_year, line_label, used
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.i18n.translate import tr
 from sim.report.xlsx.workbook import HEAD_ROW, Book, MonthSheet, SheetLine
+from sim.scenario.metrics import MONTHLY
 
 if TYPE_CHECKING:
     from sim.company.simulate import Result
@@ -108,7 +109,7 @@ def _write_income(sheets: Sheets, frame: pd.DataFrame, chart: Mapping[str, str])
     }
     _write_lines(sheet, frame, annual, formulas)
     for name, label, above in (
-        ("gross_margin", tr("Gross margin"), "gross_profit"),
+        ("gross_margin", tr(MONTHLY["gross_margin"].label), "gross_profit"),
         ("net_margin", tr("Net margin"), "net_income"),
     ):
         revenue = row["total_revenue"]

@@ -12,61 +12,35 @@ from xlsxwriter.worksheet import Worksheet
 
 from sim.i18n.translate import mark, tr
 from sim.report.xlsx.workbook import HEAD_ROW, Book
+from sim.scenario.metrics import MONTHLY, PER_PLAN, Metric
 
 if TYPE_CHECKING:
     from sim.company.simulate import Result
 
-# Line: label, number format, formula over other lines of the same column ({name}) or None for a number of the run.
-_PLAN_LINES: dict[str, tuple[str, str, str | None]] = {
-    "months": (mark("Months"), "count", None),
-    "customers_mean": (mark("Customers, mean (free users and trials included)"), "number", None),
-    "tokens_mtok": (mark("Million tokens"), "number", None),
-    "revenue_usd": (mark("Revenue"), "money", None),
-    "cogs_own_usd": (mark("Cost of goods: its own"), "money", None),
-    "cogs_shared_usd": (mark("Cost of goods: its share of the fleet"), "money", None),
-    "cogs_usd": (mark("Cost of goods"), "money", "={cogs_own_usd}+{cogs_shared_usd}"),
-    "gross_profit_usd": (mark("Gross profit"), "money", "={revenue_usd}-{cogs_usd}"),
-    "gross_margin": (
-        mark("Gross margin"),
-        "percent",
-        '=IF({revenue_usd}=0,"",{gross_profit_usd}/{revenue_usd})',
-    ),
-    "revenue_usd_per_customer": (
-        mark("Revenue per customer and month"),
-        "price",
-        '=IF({customers_mean}=0,"",{revenue_usd}/({customers_mean}*{months}))',
-    ),
-    "cogs_usd_per_customer": (
-        mark("Cost of goods per customer and month"),
-        "price",
-        '=IF({customers_mean}=0,"",{cogs_usd}/({customers_mean}*{months}))',
-    ),
-    "gross_profit_usd_per_customer": (
-        mark("Gross profit per customer and month"),
-        "price",
-        '=IF({customers_mean}=0,"",{gross_profit_usd}/({customers_mean}*{months}))',
-    ),
-    "revenue_usd_per_mtok": (
-        mark("Revenue per million tokens"),
-        "price",
-        '=IF({tokens_mtok}=0,"",{revenue_usd}/{tokens_mtok})',
-    ),
-    "cogs_usd_per_mtok": (
-        mark("Cost of goods per million tokens"),
-        "price",
-        '=IF({tokens_mtok}=0,"",{cogs_usd}/{tokens_mtok})',
-    ),
-    "gross_profit_usd_per_mtok": (
-        mark("Gross profit per million tokens"),
-        "price",
-        '=IF({tokens_mtok}=0,"",{gross_profit_usd}/{tokens_mtok})',
-    ),
-    "churn_per_month": (mark("Churn per month"), "percent", None),
-    "ltv_usd": (
-        mark("LTV"),
-        "number",
-        '=IFERROR({revenue_usd_per_customer}*{gross_margin}/{churn_per_month},"")',
-    ),
+# Line: formula over other lines of the same column ({name}), or None for a number of the run.
+_PLAN_LINES: dict[str, str | None] = {
+    "months": None,
+    "customers_mean": None,
+    "tokens_mtok": None,
+    "revenue_usd": None,
+    "cogs_own_usd": None,
+    "cogs_shared_usd": None,
+    "cogs_usd": "={cogs_own_usd}+{cogs_shared_usd}",
+    "gross_profit_usd": "={revenue_usd}-{cogs_usd}",
+    "gross_margin": '=IF({revenue_usd}=0,"",{gross_profit_usd}/{revenue_usd})',
+    **{
+        f"{name}_per_customer": f'=IF({{customers_mean}}=0,"",{{{name}}}/({{customers_mean}}*{{months}}))'
+        for name in ("revenue_usd", "cogs_usd", "gross_profit_usd")
+    },
+    **{
+        f"{name}_per_mtok": f'=IF({{tokens_mtok}}=0,"",{{{name}}}/{{tokens_mtok}})'
+        for name in ("revenue_usd", "cogs_usd", "gross_profit_usd")
+    },
+    "churn_per_month": None,
+    "ltv_usd": '=IFERROR({revenue_usd_per_customer}*{gross_margin}/{churn_per_month},"")',
+}
+_METRICS = PER_PLAN | {
+    "months": Metric("months", mark("Months"), "months", None, "count", "Months that the lines are over.")
 }
 _ADDED = ("tokens_mtok", "revenue_usd", "cogs_own_usd", "cogs_shared_usd")
 
@@ -79,8 +53,9 @@ def write_unit_economics(book: Book, result: Result) -> None:
     book.text(sheet, 1, 0, tr("USD unless the line says otherwise; the fleet is shared by tokens."), "muted")
     book.text(sheet, HEAD_ROW, 0, "", "head")
     row = {name: HEAD_ROW + 2 + index for index, name in enumerate(_PLAN_LINES)}  # as a sheet counts, from 1
-    for name, (label, style, formula) in _PLAN_LINES.items():
-        book.text(sheet, row[name] - 1, 0, tr(label))
+    for name, formula in _PLAN_LINES.items():
+        style: str = _METRICS[name].format
+        book.text(sheet, row[name] - 1, 0, tr(_METRICS[name].label))
         for column, value in enumerate(plans[name], start=1):
             letter = xl_col_to_name(column)
             if formula is None:
@@ -94,7 +69,7 @@ def write_unit_economics(book: Book, result: Result) -> None:
     book.text(sheet, HEAD_ROW, total, tr("All plans"), "head_right")
     for name in _ADDED:
         formula = f"=SUM(B{row[name]}:{last}{row[name]})"
-        style = f"{_PLAN_LINES[name][1]}_total"
+        style = f"{_METRICS[name].format}_total"
         book.formula(sheet, row[name] - 1, total, formula, float(plans[name].sum()), style)
     sums = {name: float(plans[name].sum()) for name in _ADDED}
     cogs = sums["cogs_own_usd"] + sums["cogs_shared_usd"]
@@ -106,8 +81,8 @@ def write_unit_economics(book: Book, result: Result) -> None:
         ("gross_profit_usd", profit),
         ("gross_margin", profit / revenue if revenue else math.nan),
     ):
-        _, style, formula = _PLAN_LINES[name]
-        book.formula(sheet, row[name] - 1, total, str(formula).format(**cells), value, f"{style}_total")
+        style = f"{_METRICS[name].format}_total"
+        book.formula(sheet, row[name] - 1, total, str(_PLAN_LINES[name]).format(**cells), value, style)
     sheet.set_column(0, 0, 48)
     sheet.set_column(1, total, 16)
     book.finish(sheet, HEAD_ROW + 1, 1)
@@ -125,7 +100,7 @@ def write_cohorts(book: Book, result: Result) -> None:
         book.text(sheet, row, 0, tr("Nobody was billed in this run."))
     for quantity, title, share_title, style in (
         ("customers", tr("Customers"), tr("Customers kept"), "count"),
-        ("mrr_usd", tr("MRR"), tr("MRR kept"), "money"),
+        ("mrr_usd", tr(MONTHLY["mrr_usd"].label), tr("MRR kept"), "money"),
     ):
         if not len(cohorts):
             continue

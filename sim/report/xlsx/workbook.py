@@ -12,9 +12,10 @@ from xlsxwriter.utility import quote_sheetname, xl_cell_to_rowcol, xl_col_to_nam
 from xlsxwriter.worksheet import Worksheet
 
 from sim.figures.theme import palette
+from sim.scenario.metrics import Format
 
 _MONEY = '#,##0;(#,##0);"–"'
-_NUMBERS = {
+_NUMBERS: dict[Format, str] = {
     "money": _MONEY,
     "price": "#,##0.0000",
     "percent": "0.0%",
@@ -55,9 +56,14 @@ class Book:
             "input": {"font_color": "#0000ff", "locked": False, "align": "right", "num_format": "General"},
             "alarm": {"bold": True, "font_color": colours.loss},
         }
-        for name, code in _NUMBERS.items():
-            styles[name] = {"num_format": code, "align": "right"}
-            styles[f"{name}_total"] = {**styles[name], "bold": True, "bg_color": colours.surface, "top": 1}
+        for number, code in _NUMBERS.items():
+            styles[number] = {"num_format": code, "align": "right"}
+            styles[f"{number}_total"] = {
+                **styles[number],
+                "bold": True,
+                "bg_color": colours.surface,
+                "top": 1,
+            }
         for name, style in styles.items():
             self._formats[name] = self.workbook.add_format({**base, **style})
 

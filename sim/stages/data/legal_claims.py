@@ -45,9 +45,9 @@ def settle(world: World, name: str, source: DataSource, luck: FloatArray) -> boo
     if month.claims:
         buy(world, "legal", month.claims_usd, "claim over training text", name)
         world.record("legal_claims", month.claims)
-        world.note("data", f"{month.claims} claim(s) over {name!r}: {month.claims_usd:,.0f} USD")
+        world.note("data", "legal_claims", claims=month.claims, source=name, usd=month.claims_usd)
     if month.withdrawn:
         removed = world.pool.drop(name) if source.withdrawal_deletes else 0.0
         world.record("sources_withdrawn", 1)
-        world.note("data", f"source {name!r} is withdrawn; {removed:,.0f} tokens leave the pool")
+        world.note("data", "source_withdrawn", source=name, tokens=removed)
     return month.withdrawn

@@ -13,6 +13,7 @@ from dataclasses import replace
 from simpy.events import ProcessGenerator
 
 from engine.errors import InputError
+from sim.accounting.parties import ON_CALL
 from sim.stages.payments import buy
 from sim.stages.world import ModelVersion, World
 
@@ -67,7 +68,7 @@ def bring(world: World, version: ModelVersion) -> ProcessGenerator:
     world.live = replace(before, quality=mixed)
     yield world.env.timeout(canary.days * _HOURS_PER_DAY)
     if bad and is_found < canary.found_share:
-        _roll_back(world, before, version, "the canary")
+        _roll_back(world, before, version, "canary_rollback")
         return
     yield world.env.timeout(max(0.0, deployment.rollout_days - canary.days) * _HOURS_PER_DAY)
     _serve(world, new)
@@ -80,19 +81,19 @@ def _found_late(world: World, before: ModelVersion, bad: ModelVersion) -> Proces
     assert canary is not None
     yield world.env.timeout(canary.found_after_days * _HOURS_PER_DAY)
     if world.live.version == bad.version:  # else a newer one has come meanwhile
-        _roll_back(world, before, bad, "users")
+        _roll_back(world, before, bad, "user_rollback")
 
 
 def _serve(world: World, version: ModelVersion) -> None:
     world.live = version
-    world.note("deployment", f"version {version.version} serves all users (quality {version.quality:.3f})")
+    world.note("deployment", "version_served", version=version.version, quality=version.quality)
 
 
-def _roll_back(world: World, before: ModelVersion, bad: ModelVersion, who: str) -> None:
+def _roll_back(world: World, before: ModelVersion, bad: ModelVersion, kind: str) -> None:
     canary = world.scenario.deployment.canary
     assert canary is not None
     if world.live.version in (before.version, bad.version):  # else an older one is back already
         world.live = before
     world.record("rollbacks", 1)
-    buy(world, "support", canary.rollback_usd, "roll-back", "on-call")
-    world.note("deployment", f"version {bad.version} rolled back to {before.version}: {who} found it bad")
+    buy(world, "support", canary.rollback_usd, "roll-back", ON_CALL)
+    world.note("deployment", kind, version=bad.version, before=before.version)

@@ -15,6 +15,7 @@ import numpy as np
 from simpy.events import ProcessGenerator
 
 from sim.accounting.ledger import HOURS_PER_MONTH
+from sim.accounting.parties import ON_CALL, SUPPORT_DESK
 from sim.scenario.schema.deployment import MOST_REGIONS, Region
 from sim.stages.deployment import outages, rollout
 from sim.stages.deployment.fleet_week import HOURS_PER_WEEK, SpotMarket, Week, serve_week, together
@@ -99,7 +100,7 @@ def _renew(world: World, fleet: FleetState) -> None:
     machine = best(world, fleet.known)
     if machine is not fleet.machine:
         fleet.machine = machine
-        world.note("deployment", f"the fleet moves to {machine.name!r}, {machine.speed:g} times as fast")
+        world.note("deployment", "fleet_moved", machine=machine.name, times=machine.speed)
     fleet.reserved_factor = _scarcity_factor(world)
     fleet.reserved = []
     for region, demand_rps in zip(fleet.regions, _demand(world, fleet, None), strict=True):
@@ -107,7 +108,9 @@ def _renew(world: World, fleet: FleetState) -> None:
         fleet.reserved.append(float(round(deployment.reserved_share * float(week.ordered.mean()))))
     world.note(
         "deployment",
-        f"{sum(fleet.reserved):.0f} replicas reserved for {deployment.reserved_term_months} months",
+        "replicas_reserved",
+        replicas=sum(fleet.reserved),
+        months=deployment.reserved_term_months,
     )
 
 
@@ -191,13 +194,13 @@ def _output_tokens_per_h(world: World, machine: MachineOffer) -> float:
 def _support(world: World, incident_h: float) -> None:
     """Pay for people who handle incidents and answer customers."""
     deployment = world.scenario.deployment
-    buy(world, "support", incident_h * deployment.support_usd_per_incident_hour, "incidents", "on-call")
+    buy(world, "support", incident_h * deployment.support_usd_per_incident_hour, "incidents", ON_CALL)
     if deployment.support is None:
         return
     served, asked = world.recorded("requests"), world.recorded("requests_asked")
     tickets = served / 1e6 * deployment.support.tickets_per_million_requests
     tickets += (asked - served) / 1e3 * deployment.support.tickets_per_thousand_refused
-    buy(world, "support", tickets * deployment.support.usd_per_ticket, "tickets", "support desk")
+    buy(world, "support", tickets * deployment.support.usd_per_ticket, "tickets", SUPPORT_DESK)
     world.record("support_tickets", tickets)
 
 

@@ -89,7 +89,7 @@ def _wear_off(
 def _own(world: World, name: str, equipment: Equipment) -> ProcessGenerator:
     usd = equipment.units * equipment.price_usd
     invest(world, usd, equipment.life_months, "equipment", name, equipment.use, equipment.salvage_share)
-    world.note("finance", f"{equipment.units:g} × {name} bought for {usd:,.0f} USD")
+    world.note("finance", "equipment_bought", units=equipment.units, equipment=name, usd=usd)
     first = world.month
     _add_capacity(world, equipment.use, equipment.units * equipment.capacity)
     for age in range(equipment.life_months):
@@ -107,7 +107,7 @@ def _lease(world: World, name: str, lease: Lease) -> ProcessGenerator:
     if owed:
         entries = [("right_of_use", owed), ("lease_liability", -owed)]
         world.ledger.post(world.env.now, "lease begins", entries, name)
-    world.note("finance", f"lease {name!r} begins: {lease.payment_usd_per_month:,.0f} USD per month")
+    world.note("finance", "lease_begun", lease=name, usd=lease.payment_usd_per_month)
     _add_capacity(world, lease.use, lease.capacity)
     for age in range(1, lease.term_months + 1):
         yield world.until(first + age - 1, BOOKS_HOUR)

@@ -81,7 +81,7 @@ def open_month(world: World, treasury: Treasury, sought: dict[str, Sought]) -> N
         if limit is not None and treasury.runway(world) >= limit:
             continue
         if uniform >= funding.chance_per_month:
-            world.note("finance", f"round {name!r} finds no investors this month")
+            world.note("finance", "round_refused", round=name)
             continue
         del sought[name]
         if funding.amount_usd > 0:
@@ -127,14 +127,14 @@ def _close_round(world: World, name: str, funding: FundingRound) -> None:
     world.rounds.append(
         ClosedRound(name, world.month, funding.amount_usd, funding.pre_money_usd, investors, staff)
     )
-    world.note("finance", f"round {name!r} pays in {funding.amount_usd:,.0f} USD")
+    world.note("finance", "round_closed", round=name, usd=funding.amount_usd)
 
 
 def _borrow(world: World, name: str, loan: Loan) -> ProcessGenerator:
     first, amount = world.month, micro(loan.amount_usd)
     world.ledger.post(world.env.now, "loan drawn", [("cash", amount), ("debt", -amount)], name)
     pay(world, "interest_expense", micro(loan.amount_usd * loan.fee_share), "fee of the loan", name)
-    world.note("finance", f"loan {name!r} pays out {loan.amount_usd:,.0f} USD")
+    world.note("finance", "loan_drawn", loan=name, usd=loan.amount_usd)
     owed = amount
     parts = max(1, loan.term_months - loan.interest_only_months)
     for age in range(1, loan.term_months + 1):

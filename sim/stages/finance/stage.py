@@ -40,7 +40,7 @@ def run(world: World) -> ProcessGenerator:
             income_tax.pay(world)
         cash = world.ledger.balance_micro("cash")
         if solvent and cash < 0:
-            world.note("finance", "cash is used up")
+            world.note("finance", "cash_used_up")
         solvent = cash >= 0
 
 

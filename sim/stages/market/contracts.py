@@ -76,11 +76,10 @@ def backlog_usd(book: PlanBook, month: int) -> float:
     return float((each * left_months).sum()) / MICRO_PER_USD
 
 
-def tell(world: World, book: PlanBook, renewed: int, lost: int) -> None:
-    """Remember what became of the plan's contracts this month."""
+def record(world: World, book: PlanBook, renewed: int, lost: int) -> None:
+    """Record how many contracts of a plan were signed, renewed and lost this month, and note the event."""
     counts = {"signed": book.joined, "renewed": renewed, "lost": lost}
     for what, count in counts.items():
         world.record(f"contracts_{what}", count)
     if any(counts.values()):
-        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        world.note("market", f"contracts of {book.key}: {told}")
+        world.note("market", "contracts", plan=book.key, **counts)

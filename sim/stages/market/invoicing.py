@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.accounting.ledger import MICRO_PER_USD, micro, whole_micro
-from sim.accounting.parties import payers
+from sim.accounting.parties import customers_party
 from sim.stages.market import contracts
 from sim.stages.market.plan_book import (
     Cohorts,
@@ -85,10 +85,10 @@ def invoice(world: World, customers: Customers, book: PlanBook, requests: FloatA
         charged = charged - lines["sla_credits"]
     _post(world, customers, book, "invoices", cohorts, charged, lines)
     revenue_usd = int((charged + ahead).sum()) / MICRO_PER_USD
-    buy(world, "partner_share", revenue_usd * plan.partner_share, "revenue shared with partners", book.key)
+    buy(world, "partner_share", revenue_usd * plan.partner_share, "revenue shared with partners", book.party)
     if plan.fine_tuning is not None:
         cost = plan.fine_tuning.mtok_per_month * plan.fine_tuning.cost_usd_per_mtok
-        buy(world, "fine_tuning_compute", int(count.sum()) * cost, "customers' models tuned", book.key)
+        buy(world, "fine_tuning_compute", int(count.sum()) * cost, "customers' models tuned", book.party)
     return revenue_usd
 
 
@@ -147,4 +147,4 @@ def _post(
     parties = [book.parties[cohort] for cohort in cohorts.tolist()]
     table = np.array(list(columns.values()), dtype=np.int64).T
     world.ledger.post_many(world.env.now, memo, parties, list(columns), table)
-    collect(world, int(receivable.sum()), terms, payers(customers.name))
+    collect(world, int(receivable.sum()), terms, customers_party(customers.name))

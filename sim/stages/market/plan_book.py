@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.accounting.parties import party
+from sim.accounting.parties import cohort_party, plan_party
 from sim.stages.market.competition import elsewhere, price_effect
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class PlanBook:
     requests: FloatArray = field(default_factory=lambda: np.zeros(0))  # asked this month, by cohort
     trial_requests: float = 0.0
 
+    @property
+    def party(self) -> str:
+        """The ledger's name of the plan as a whole."""
+        return plan_party(self.key)
+
 
 def open_book(key: str, plan: Plan, months: int) -> PlanBook:
     """A plan with the customers it starts with."""
@@ -49,7 +54,7 @@ def open_book(key: str, plan: Plan, months: int) -> PlanBook:
         customers,
         trials=np.zeros(months, dtype=np.int64),
         advance_micro=np.zeros(months, dtype=np.int64),
-        parties=[party(key, cohort) for cohort in range(months)],
+        parties=[cohort_party(key, cohort) for cohort in range(months)],
     )
 
 

@@ -186,7 +186,7 @@ def churn(world: World, customers: Customers, month: int, offer: Offer) -> None:
             book.customers[cohort] -= gone
             lost += gone
         if plan.contract is not None:
-            contracts.tell(world, book, renewed=before - lost, lost=lost)
+            contracts.record(world, book, renewed=before - lost, lost=lost)
         world.record_plan(book.key, "lost", lost)
         if is_paying(plan):
             lost_paying += lost

@@ -11,7 +11,7 @@ from __future__ import annotations
 from simpy.events import ProcessGenerator
 
 from sim.accounting.ledger import SECONDS_PER_MONTH
-from sim.accounting.parties import advertisers
+from sim.accounting.parties import advertising_party
 from sim.scenario.plans import is_paying, segments_of
 from sim.stages.market import contracts, invoicing, segments
 from sim.stages.market.competition import Offer, elsewhere
@@ -46,12 +46,12 @@ def _open(world: World, customers: Customers, month: int, offer: Offer) -> float
     segment = customers.segment
     segments.perceived_advantage(customers, world.live.quality, offer)
     spend_usd = segment.marketing_usd_per_month + segment.marketing_share_of_revenue * customers.revenue_usd
-    buy(world, "marketing", spend_usd, "marketing", advertisers(customers.name))
+    buy(world, "marketing", spend_usd, "marketing", advertising_party(customers.name))
     segments.sign_up(world, customers, month, spend_usd, offer)
     for book in customers.books.values():
         invoicing.invoice_ahead(world, customers, book)
         commission_usd = contracts.commission_usd(book.plan, book.joined)
-        buy(world, "sales_commissions", commission_usd, "commissions", book.key)
+        buy(world, "sales_commissions", commission_usd, "commissions", book.party)
     return segments.request_usage(world, customers, month, offer)
 
 
@@ -76,7 +76,7 @@ def _close(world: World, customers: Customers, month: int, offer: Offer, scale: 
         if paying:
             customers.revenue_usd += invoicing.invoice(world, customers, book, book.requests * scale, offer)
             world.record("billed_customers", count)
-        buy(world, "support", float(count) * plan.support_usd_per_month, "support", book.key)
+        buy(world, "support", float(count) * plan.support_usd_per_month, "support", book.party)
         used = float(book.requests.sum()) * scale * tokens_per_request
         tried = book.trial_requests * scale * tokens_per_request
         world.record("billed_tokens", used if paying else 0.0)

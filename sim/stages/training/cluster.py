@@ -26,7 +26,7 @@ def work(world: World, phase: Phase, luck: float) -> ProcessGenerator:
     cluster = world.scenario.training.cluster
     wait_h = delivery_h(world)
     if wait_h > 0:
-        world.note("training", f"waits {wait_h / 24:.0f} days for accelerators: shortage")
+        world.note("training", "accelerators_awaited", days=wait_h / 24)
         yield world.env.timeout(wait_h)
     if phase.written_tokens > 0:
         yield from _on_fleet(world, phase)
@@ -179,4 +179,4 @@ def _record(world: World, plan: RunPlan, run: RealisedRun, accelerator_h: float)
 def _finish(world: World, phase: Phase, run: RealisedRun) -> None:
     world.record("training_failures", run.failures)
     if run.failures:
-        world.note("training", f"{phase.kind} went through {run.failures} failures in {run.hours:,.0f} h")
+        world.note("training", "phase_failures", phase=phase.kind, failures=run.failures, hours=run.hours)

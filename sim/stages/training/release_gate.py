@@ -37,7 +37,7 @@ def evaluate(
     if measured_gain >= training.min_improvement:
         return True
     world.record("failed_gates", 1)
-    world.note("training", f"gate failed: measured gain {measured_gain:.4f} nats per token")
+    world.note("training", "gate_failed", gain=measured_gain)
     if gate is not None:
         buy(world, "training_compute", gate.failure_usd, "search for the cause", "evaluators")
         yield world.env.timeout(gate.failure_days * _HOURS_PER_DAY)

@@ -39,4 +39,4 @@ def run(world: World) -> ProcessGenerator:
         if incidents:
             usd = incidents * safety.incident_usd * -math.log1p(-how_large)
             buy(world, "legal", usd, "harmful answers: response and claims", "counsel")
-            world.note("training", f"{incidents} incident(s) of harmful answers: {usd:,.0f} USD")
+            world.note("training", "safety_incidents", incidents=incidents, usd=usd)

@@ -56,7 +56,7 @@ def run(world: World) -> ProcessGenerator:
             start = pretraining.tokens * pretraining.effective_per_token
         knows = start + world.pool.effective_tokens * repeated(training)
         if not from_scratch and knows < learnt * (1 + training.min_new_data_share):
-            world.note("training", "too little new data: no run")
+            world.note("training", "run_skipped")
             continue
         tokens = training.replay_tokens + training.epochs * world.pool.tokens
         answers = _answer_tokens(world)
@@ -79,7 +79,7 @@ def run(world: World) -> ProcessGenerator:
         newest = ModelVersion(newest.version + 1, found, quality(training, found - gain), gain)
         world.record("releases", 1)
         world.record("trained_tokens", tokens)
-        world.note("training", f"version {newest.version} passed the gate with loss {found:.4f}")
+        world.note("training", "gate_passed", version=newest.version, loss=found)
         world.releases.put(newest)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 
 if TYPE_CHECKING:
     from sim.company.simulate import Result

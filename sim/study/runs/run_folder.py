@@ -1,8 +1,8 @@
-"""A study's folder: what went in, and every finished run, so that a study killed at any moment goes on.
+"""A study's folder: its definition and every finished run, so that a study killed at any moment can be resumed.
 
-study.json            what defines the study, and its hash
-parts/000012.parquet  finished runs, one file for each chunk, there whole or not at all
-runs.parquet          all of them, when the study is done; the parts are gone then
+study.json            definition of the study, and its hash
+parts/000012.parquet  finished runs, one file for each chunk, written atomically
+runs.parquet          all runs of a finished study, in place of the parts
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RunFolder:
     """The folder of one study.
 
     Raises:
-        InputError: it holds another study, or can't be written to.
+        InputError: it holds another study, or is not writable.
     """
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any]) -> None:
@@ -49,23 +49,23 @@ class RunFolder:
 
     @property
     def finished_file(self) -> Path:
-        """Where all runs of a finished study stand."""
+        """The file with all runs of a finished study."""
         return self.folder / "runs.parquet"
 
     def finished(self) -> pd.DataFrame | None:
-        """All runs, if the study was finished."""
+        """All runs of a finished study, else None."""
         return _read(self.finished_file)
 
     def part(self, number: int) -> pd.DataFrame | None:
-        """The runs of a chunk, if it was finished."""
+        """The runs of a finished chunk, else None."""
         return _read(self.parts / f"{number:06d}.parquet")
 
     def add(self, number: int, runs: pd.DataFrame) -> None:
-        """Keep the runs of a chunk."""
+        """Write the runs of a chunk."""
         write_atomically(self.parts / f"{number:06d}.parquet", _parquet(runs))
 
     def finish(self, runs: pd.DataFrame) -> None:
-        """Keep all runs in one file, in place of the parts."""
+        """Write all runs into one file and delete the parts."""
         write_atomically(self.finished_file, _parquet(runs))
         shutil.rmtree(self.parts, ignore_errors=True)
 
@@ -93,7 +93,7 @@ def _parquet(runs: pd.DataFrame) -> bytes:
 
 
 def _read(file: Path) -> pd.DataFrame | None:
-    """The runs in a file; None if it is not there, or damaged (they are run again then)."""
+    """The runs in a file; None if it is not there, or damaged (its chunk is then run again)."""
     try:
         return pd.read_parquet(file) if file.exists() else None
     except (OSError, ValueError):

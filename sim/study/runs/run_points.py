@@ -1,9 +1,8 @@
-"""Many runs of one company: points in, one row of outcomes each, in their order.
+"""Many runs of one company: one row of outcomes per point, in the order of the points.
 
-A point is a set of changed assumptions and a seed. Runs are independent, so they are done in chunks wherever there is
-a free core (`sim.study.runs.workers`), and the frame is the same bits for any number of workers and on a Ray cluster.
-With a folder every finished chunk is kept as it goes (`sim.study.runs.run_folder`): a study killed at any moment goes
-on where it was.
+A point is a set of changed assumptions and a seed. Runs are independent, so they are made in chunks by parallel
+workers (`sim.study.runs.workers`), and the frame is the same bits for any number of workers and on a Ray cluster.
+With a folder every finished chunk is saved (`sim.study.runs.run_folder`): a study killed at any moment can be resumed.
 """
 
 from __future__ import annotations
@@ -13,29 +12,30 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import InputError
-from engine.utils.progress import Progress
-from sim.scenario.outcomes import OUTCOMES
+from engine.utils.message import Message
+from engine.utils.progress import Progress, no_progress
+from sim.scenario.metrics import OUTCOMES
+from sim.study.runs.options import DEFAULT_OPTIONS, RunOptions
 from sim.study.runs.run_folder import RunFolder
 from sim.study.runs.worker import Row
-from sim.study.runs.workers import Place, place
+from sim.study.runs.workers import Chunk, Place, place
 
 if TYPE_CHECKING:
     from engine.profile.profile import Profile
     from sim.scenario.scenario import Scenario
 
-CHUNK = 8  # runs: about half a second, so little is lost by a kill, and workers end almost together
+CHUNK = 8  # runs: about half a second, so a kill loses little and workers end almost together
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run asked for: {dotted key: value} of changed assumptions, and the seed of its random streams."""
+    """One run to make: {dotted key: value} of changed assumptions, and the seed of its random streams."""
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -44,34 +44,24 @@ class Point:
 def run_points(
     scenario: Scenario,
     points: Iterable[Point],
+    options: RunOptions = DEFAULT_OPTIONS,
     *,
-    profile: Profile | None = None,
     monthly: Sequence[str] = (),
-    workers: int | None = None,
-    ray_address: str | None = None,
-    folder: Path | None = None,
-    progress: Progress | None = None,
     stop: Callable[[pd.DataFrame], bool] | None = None,
     stop_every: int = CHUNK,
     about: Mapping[str, Any] | None = None,
-    at: Place | None = None,
 ) -> pd.DataFrame:
     """Run a company at many points.
 
     Args:
-        scenario: the company; assumptions that it gives a distribution take their median unless a point sets them.
-        points: what to run.
-        profile: of the served model; by default resolved as `simulate` does.
+        scenario: the company; assumptions with a distribution take their median unless a point sets them.
+        points: the runs to make.
+        options: profile, workers, folder and progress of the runs.
         monthly: columns of `Result.monthly` to keep of each run.
-        workers: processes; 0 runs here, None takes one for each core.
-        ray_address: of a Ray cluster, "auto" for the one this machine belongs to, "local" to start one.
-        folder: keeps finished runs; the same call again goes on where the last one ended.
-        progress: called with (fraction done, what was done); an exception in it ends the workers and goes on up.
-        stop: called with the first n runs once they are all there, for each multiple n of `stop_every`; true ends
-            the study there, so where it ends depends on the runs alone.
-        stop_every: runs between two such looks, a multiple of `CHUNK`.
-        about: more that defines the study in a folder (plain values), for instance what `stop` asks.
-        at: workers to use and to leave running (`sim.study.runs.workers.place`), for many calls in a row.
+        stop: called with the first n runs once they are complete, for each multiple n of `stop_every`; true ends
+            the study after them, so its length depends on the runs alone.
+        stop_every: runs between two such calls, a multiple of `CHUNK`.
+        about: more that defines the study in a folder (plain values), for instance what `stop` tests.
 
     Returns:
         One row per point: run, seed, in.KEY for each overridden key, out.NAME for each outcome, error ("" when
@@ -83,12 +73,12 @@ def run_points(
     """
     asked = [Point(_plain(dict(point.overrides)), int(point.seed)) for point in points]
     monthly = list(dict.fromkeys(monthly))
-    task, inputs = _task(scenario, asked, profile, monthly, about)
+    task, inputs = _task(scenario, asked, options.profile, monthly, about)
     starts = range(0, len(asked), CHUNK)
-    store = None if folder is None else RunFolder(Path(folder), inputs)
+    progress = options.progress or no_progress
+    store = None if options.folder is None else RunFolder(options.folder, inputs)
     if store is not None and (known := store.finished()) is not None:
-        if progress is not None:
-            progress(1.0, f"{len(known):,} runs known")
+        progress(1.0, Message("{count:,} runs known", count=len(known)))
         return _typed(known, monthly)
     collected = _Collected(asked, monthly, stop, stop_every)
     if store is not None:
@@ -101,23 +91,22 @@ def run_points(
         for number, start in enumerate(starts)
         if number not in collected.parts
     ]
-    _tell(progress, collected, len(asked))
+    collected.report(progress)
     if chunks and not collected.enough:
-        if at is not None:
-            _collect(at, task, chunks, collected, store, progress, len(asked))
+        if options.place is not None:
+            _collect(options.place, task, chunks, collected, store, progress)
         else:
-            with place(workers, ray_address, len(chunks)) as here:
-                _collect(here, task, chunks, collected, store, progress, len(asked))
+            with place(options.workers, options.ray_address, len(chunks)) as started:
+                _collect(started, task, chunks, collected, store, progress)
     runs = collected.frame()
     if store is not None:
         store.finish(runs)
-    if progress is not None:
-        progress(1.0, f"{len(runs):,} runs")
+    progress(1.0, Message("{count:,} runs", count=len(runs)))
     return runs
 
 
 class _Collected:
-    """Finished chunks, and how far they reach without a gap."""
+    """Finished chunks, and how many of them in order have no gap."""
 
     def __init__(
         self,
@@ -132,9 +121,10 @@ class _Collected:
         self.reach = 0  # chunks in order without a gap
         self.enough = False
 
-    @property
-    def runs(self) -> int:
-        return sum(len(part) for part in self.parts.values())
+    def report(self, progress: Progress) -> None:
+        if self.points:
+            done, total = sum(len(part) for part in self.parts.values()), len(self.points)
+            progress(done / total, Message("{done:,} of {total:,} runs", done=done, total=total))
 
     def add(self, number: int, part: pd.DataFrame) -> None:
         self.parts[number] = part
@@ -170,37 +160,30 @@ class _Collected:
 
 
 def _collect(
-    here: Place,
+    workers: Place,
     task: str,
-    chunks: list[tuple[int, str]],
+    chunks: list[Chunk],
     collected: _Collected,
     store: RunFolder | None,
-    progress: Progress | None,
-    total: int,
+    progress: Progress,
 ) -> None:
-    work = here.run(task, chunks)
+    work = workers.run(task, chunks)
     try:
         for found in work:
             if found is not None:
                 number, rows = found
                 for row in rows:
-                    if "refused" in row:  # what is wrong with the study, not with a point
+                    if "refused" in row:  # an error of the study, not of a point
                         raise InputError(row["refused"])
                 part = collected.part(number, rows)
                 if store is not None:
                     store.add(number, part)
                 collected.add(number, part)
-            _tell(progress, collected, total)
+            collected.report(progress)
             if collected.enough:
                 return
     finally:
         work.close()  # type: ignore[attr-defined]  # a generator
-
-
-def _tell(progress: Progress | None, collected: _Collected, total: int) -> None:
-    if progress is not None and total:
-        done = collected.runs
-        progress(done / total, f"{done:,} of {total:,} runs")
 
 
 def _task(
@@ -210,7 +193,7 @@ def _task(
     monthly: list[str],
     about: Mapping[str, Any] | None,
 ) -> tuple[str, dict[str, Any]]:
-    """What every worker needs (as JSON), and what defines the study."""
+    """The task of every worker (as JSON), and the definition of the study for its folder."""
     from sim.company.provenance import program_version
 
     base = scenario.deployment.model
@@ -242,7 +225,7 @@ def _task(
 
 
 def _profile_of(model: str, profile: Profile | None) -> Profile | str:
-    """The profile of a model, or the reason why there is none."""
+    """The profile of a model, or the error text without one."""
     from engine.profile.profile import Profile as ProfileType
     from sim.utils.paths import resolve_profile
 
@@ -270,7 +253,7 @@ def _inputs(points: list[Point]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's numbers as Python's, tuples as lists: what JSON gives back as it was."""
+    """Numpy's numbers as Python's, tuples as lists: values that JSON restores unchanged."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -281,7 +264,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(runs: pd.DataFrame, monthly: list[str]) -> pd.DataFrame:
-    """Columns as they are before they go through a file."""
+    """Column types as before they were written to a file."""
     runs = runs.copy()
     for name in runs.columns:
         if runs[name].dtype.kind not in "fi":

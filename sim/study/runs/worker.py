@@ -1,9 +1,9 @@
-"""What one worker of a study does: the company and its profile once, then points in, outcomes out.
+"""A worker of a study: it reads the company and its profiles once, then turns points into outcomes.
 
 `python -m sim.study.runs.worker` is a worker process: it reads JSON lines on standard input and answers each list of
-points with one line, until its input ends; so it ends with its parent, however that ended. Capacity surfaces depend
-on the profile, the traffic and the latency objectives alone; a worker keeps those it has met. Python writes a float
-to JSON so that it reads back as the same bits.
+points with one line, until its input ends; so it ends with its parent, also when that is killed. Capacity surfaces
+depend on the profile, the traffic and the latency objectives alone; a worker caches them. JSON keeps the bits of a
+float as Python writes it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from sim.capacity.surface import CapacitySurface
     from sim.scenario.scenario import Scenario
 
-# out: {outcome: value}, month: {column: values}, error: text; or refused: what is wrong with the whole study.
+# out: {outcome: value}, month: {column: values}, error: text; or refused: an error of the whole study.
 Row = dict[str, Any]
 _SURFACES = 256  # kept in memory, of a few kilobytes each
 
 
 class Worker:
-    """Runs points of one study.
+    """Runs the points of one study.
 
     Args:
         task: `scenario` (values), `file` (its name, for messages), `profiles` ({model: profile, or the reason why
@@ -53,7 +53,7 @@ class Worker:
         self.surfaces: dict[str, CapacitySurface] = {}
 
     def rows(self, points: Sequence[tuple[Mapping[str, Any], int]]) -> list[Row]:
-        """The row of each point (overrides, seed). A point that can't be run is a row with its reason."""
+        """The row of each point (overrides, seed); the row of a point that can't be run holds the error."""
         return [self._row(overrides, seed) for overrides, seed in points]
 
     def _row(self, overrides: Mapping[str, Any], seed: int) -> Row:
@@ -67,7 +67,7 @@ class Worker:
             out = outcomes_of(result)
         except InputError as error:
             return {"out": {}, "month": {}, "error": str(error)}
-        except Exception as error:  # one impossible corner must not cost the other runs
+        except Exception as error:  # one impossible point must not end the other runs
             return {"out": {}, "month": {}, "error": f"{type(error).__name__}: {error}"}
         for name in self.monthly:
             if name not in result.monthly or result.monthly[name].dtype.kind not in "fi":
@@ -89,7 +89,7 @@ class Worker:
         objective = Objective(ttft_p95_s=deployment.ttft_p95_s, tpot_p95_s=deployment.tpot_p95_s)
         key = json.dumps([deployment.model, asdict(objective), traffic])
         found = self.surfaces.pop(key, None) or capacity_surface(profile, traffic, objective)
-        self.surfaces[key] = found  # the last used stands last
+        self.surfaces[key] = found  # least recently used first
         if len(self.surfaces) > _SURFACES:
             del self.surfaces[next(iter(self.surfaces))]
         return found
@@ -107,13 +107,13 @@ def _worker(task: str) -> Worker:
 
 
 def run_chunk(task: str, points: str) -> list[Row]:
-    """Rows of some points, both given as JSON: the whole work of a Ray task, whose process keeps its worker."""
+    """Rows of a chunk of points, task and points as JSON; the process keeps the worker of the task."""
     return _worker(task).rows(json.loads(points))
 
 
 def main() -> None:
-    """Answer lines until there are no more: an object is a new task, a list is points of the present one."""
-    # Ctrl-C reaches the whole group of processes; the parent decides what it means.
+    """Answer standard input line by line: an object is a new task, a list is points of the present task."""
+    # Ctrl-C reaches the whole process group; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     task = ""
     for line in sys.stdin:

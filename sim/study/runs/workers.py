@@ -1,10 +1,10 @@
-"""Where a study's runs happen: in this process, in worker processes of this machine, or on a Ray cluster.
+"""Places where a study's runs are made: this process, worker processes of this machine, or a Ray cluster.
 
-A place takes numbered chunks of points and gives back (number, rows) as they are done, in any order; None between
-them means that time passed, so that who waits can be told, and can give up. A run depends on its point alone, so the
-rows are the same bits wherever they were made.
+A place takes numbered chunks of points and yields (number, rows) as they are done, in any order; None in between
+means that time passed, so that the caller can report progress or cancel. A run depends on its point alone, so the
+rows are the same bits at any place.
 
-Worker processes are started as `python -m sim.study.runs.worker` and spoken to over pipes: multiprocessing would import
+Worker processes are started as `python -m sim.study.runs.worker` and use pipes: multiprocessing would import
 the caller's main script again in each of them, which is a web app in one case and an unguarded script in another.
 """
 
@@ -25,17 +25,17 @@ from typing import Any, Protocol
 from engine.errors import InputError
 from sim.study.runs.worker import Row, run_chunk
 
-Chunk = tuple[int, str]  # its number, and its points as JSON
+Chunk = tuple[int, str]  # number, points as JSON
 Done = tuple[int, list[Row]]
-_PATIENCE_S = 0.3  # between two signs of life
+_POLL_S = 0.3  # longest time between two yields
 _RAY_STORE_BYTES = 100 * 2**20  # chunks are kilobytes
 
 
 class Place(Protocol):
-    """Does the chunks of a task; `with` ends what it started."""
+    """Runs the chunks of a task; as a context manager it ends what it started."""
 
     def run(self, task: str, chunks: Iterable[Chunk]) -> Iterator[Done | None]:
-        """Rows of each chunk as they are done; closing the iterator early ends the work."""
+        """Yield (number, rows) of each chunk when done, None while waiting; closing the iterator ends the work."""
 
     def __enter__(self) -> Place: ...
 
@@ -45,7 +45,7 @@ class Place(Protocol):
 
 
 def place(workers: int | None, ray_address: str | None, chunks: int) -> Place:
-    """Where to run so many chunks: 0 workers are this process, None takes one for each core.
+    """The place for this many chunks: 0 workers are this process, None takes one for each core.
 
     Raises:
         InputError: a negative number of workers, no Ray, or no cluster at the address.
@@ -74,7 +74,7 @@ class _Place:
 
 
 class ThisProcess(_Place):
-    """One chunk after the other, here."""
+    """Runs one chunk after the other in this process."""
 
     def run(self, task: str, chunks: Iterable[Chunk]) -> Iterator[Done | None]:
         """See `Place.run`."""
@@ -93,7 +93,7 @@ class LocalProcesses(_Place):
         """See `Place.run`.
 
         Raises:
-            InputError: a worker was ended from outside (memory, most often).
+            InputError: a worker was killed (often for lack of memory).
         """
         while len(self.processes) < self.workers:
             self.processes.append(_start())
@@ -126,18 +126,18 @@ class LocalProcesses(_Place):
         try:
             while busy:
                 try:
-                    found = results.get(timeout=_PATIENCE_S)
+                    found = results.get(timeout=_POLL_S)
                 except queue.Empty:
                     yield None
                     continue
                 if isinstance(found, BaseException):
-                    raise InputError(self._how_one_ended()) from found
+                    raise InputError(self._exit_message()) from found
                 if found is None:
                     busy -= 1
                 else:
                     yield found
         finally:
-            if busy:  # given up: what they are at is of no use to anybody
+            if busy:  # cancelled: the chunks in work are not needed
                 self.close()
 
     def close(self) -> None:
@@ -147,13 +147,13 @@ class LocalProcesses(_Place):
         for process in self.processes:
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                # What was written to a process that is gone can't be flushed.
+                # Data for a process that has ended can't be flushed.
                 with contextlib.suppress(OSError):
                     if pipe is not None:
                         pipe.close()
         self.processes = []
 
-    def _how_one_ended(self) -> str:
+    def _exit_message(self) -> str:
         for process in self.processes:
             try:
                 status = process.wait(timeout=1.0)
@@ -168,16 +168,16 @@ class LocalProcesses(_Place):
 
 def _start() -> subprocess.Popen[str]:
     root = str(Path(__file__).resolve().parents[3])
-    # One core each: threads of numpy's libraries would only take time from each other.
+    # One core each: threads of numpy's libraries would compete for the cores.
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    seen = [root, os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [root]
+    path = [root, os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [root]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "sim.study.runs.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        env={**os.environ, **one, "PYTHONPATH": os.pathsep.join(seen), "PYTHONUTF8": "1"},
+        env={**os.environ, **one, "PYTHONPATH": os.pathsep.join(path), "PYTHONUTF8": "1"},
     )
 
 
@@ -230,7 +230,7 @@ class RayCluster(_Place):
                     flying[remote.remote(known, chunk[1])] = chunk[0]
                 if not flying:
                     return
-                ready, _ = ray.wait(list(flying), timeout=_PATIENCE_S)
+                ready, _ = ray.wait(list(flying), timeout=_POLL_S)
                 if not ready:
                     yield None
                 for reference in ready:
@@ -240,6 +240,6 @@ class RayCluster(_Place):
                 ray.cancel(reference, force=True)
 
     def close(self) -> None:
-        """Leave the cluster, if this joined it."""
+        """Disconnect from the cluster, if this connected to it."""
         if self.started:
             self.ray.shutdown()

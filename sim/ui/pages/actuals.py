@@ -23,6 +23,7 @@ from sim.actuals.wording import in_words, label
 from sim.figures.actuals import SHOWN, measure_by_month, revenue_bridge, week_shape
 from sim.i18n import numbers as human
 from sim.i18n.translate import language, mark, tr
+from sim.scenario.units import in_unit
 from sim.study.wording import quantity
 from sim.ui import components, sidebar
 from sim.ui.study_jobs import studied, study
@@ -129,9 +130,11 @@ def numbers(found: Actuals) -> None:
     table = found.months[found.months["month"] == last].set_index("measure")
     with st.grid(4, min_column_width=160, gap="small"):
         for measure in ("revenue_usd", "customers", "tokens", "cash_usd"):
-            what, _, shown, _ = SHOWN[measure]
-            planned = tr("plan: {value}", value=shown(table.loc[measure, "planned"]))
-            components.metric(f"{tr(what)}, {last}", shown(table.loc[measure, "actual"]), note=planned)
+            metric = SHOWN[measure][0]
+            planned, actual = (
+                in_unit(table.loc[measure, column], metric.unit) for column in ("planned", "actual")
+            )
+            components.metric(f"{tr(metric.title)}, {last}", actual, note=tr("plan: {value}", value=planned))
 
 
 def words(found: Actuals) -> None:

@@ -12,7 +12,7 @@ from engine.utils.progress import Progress
 from sim.figures.compare import COLUMNS, difference, meanings, side_by_side, signed, sum_in_words
 from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
-from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.metrics import OUTCOMES, shown
 from sim.scenario.scenario import Scenario
 from sim.study.compare import Comparison, compare
 from sim.study.differences import ABSENT, differences, grouped
@@ -23,6 +23,7 @@ from sim.study.explain import (
     explain_by_account,
     explain_by_assumption,
 )
+from sim.study.runs.options import RunOptions
 from sim.ui import components, scenario_store, sidebar, url_state
 from sim.ui.study_jobs import dropdown, studied, study, with_seed
 
@@ -137,7 +138,7 @@ def _apart(outcome: str, row: dict[Any, Any]) -> str:
 
 def by_month(found: Comparison) -> None:
     """One monthly number of every scenario."""
-    labels = {column: tr(name) for column, (name, _) in COLUMNS.items()}
+    labels = {column: tr(metric.title) for column, metric in COLUMNS.items()}
     column = url_state.choice(
         st.pills, tr("By month"), labels, key="metric", label_visibility="collapsed", persist_state="session"
     )
@@ -210,7 +211,9 @@ def _by_assumption(
         return
 
     def work(tell: Progress) -> Explanation:
-        return explain_by_assumption(a, b, outcome, names=names, seeds=seeds, progress=tell)
+        return explain_by_assumption(
+            a, b, outcome, names=names, seeds=seeds, options=RunOptions(progress=tell)
+        )
 
     found = study("assumption", tr("Assumptions"), about, work)
     if found is not None:
@@ -279,7 +282,7 @@ about = (
 
 def compared(tell: Progress) -> Comparison:
     """All chosen scenarios at the same seeds."""
-    return compare(companies, seeds=seeds, monthly=tuple(COLUMNS), progress=tell)
+    return compare(companies, seeds=seeds, monthly=tuple(COLUMNS), options=RunOptions(progress=tell))
 
 
 comparison = study("compare", tr("Comparison"), about, compared)

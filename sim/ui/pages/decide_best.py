@@ -18,6 +18,7 @@ from sim.scenario.conditions import parse_goal
 from sim.scenario.scenario import Scenario
 from sim.study.levers import key_facts, lever_key, numeric_keys, parse_lever
 from sim.study.optimise import Optimum, optimise
+from sim.study.runs.options import RunOptions
 from sim.ui import components
 from sim.ui.lever_inputs import FIRST_KEY, MOST_SEEDS, bounds, key_label, number_in, say_changed, set_bounds
 from sim.ui.study_jobs import apply, study
@@ -199,8 +200,7 @@ def _answer(now: Scenario, profile: Profile) -> None:
             trials=trials,
             seeds=seeds,
             fresh_seeds=max(4 * seeds, 2),
-            profile=own,
-            progress=tell,
+            options=RunOptions(profile=own, progress=tell),
         )
 
     about = (company.canonical_json(), profile.content_hash, asked)

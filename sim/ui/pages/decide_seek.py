@@ -16,6 +16,7 @@ from sim.scenario.conditions import parse_condition, parse_measure
 from sim.scenario.scenario import Scenario
 from sim.study.goal_seek import GoalSeek, goal_seek
 from sim.study.levers import key_facts, numeric_keys, parse_bounds
+from sim.study.runs.options import RunOptions
 from sim.ui import components
 from sim.ui.lever_inputs import FIRST_KEY, MOST_SEEDS, bounds, key_label, number_in, say_changed, set_bounds
 from sim.ui.study_jobs import apply, study
@@ -152,7 +153,8 @@ def _answer(now: Scenario, profile: Profile) -> None:
 
     def work(tell: Progress) -> GoalSeek:
         low, high, log = parse_bounds(between)
-        return goal_seek(company, key, until, low, high, log=log, seeds=seeds, profile=profile, progress=tell)
+        options = RunOptions(profile=profile, progress=tell)
+        return goal_seek(company, key, until, low, high, log=log, seeds=seeds, options=options)
 
     about = (company.canonical_json(), profile.content_hash, asked)
     found = study("goal seek", tr("Goal seek"), about, work)

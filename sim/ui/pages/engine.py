@@ -8,11 +8,11 @@ from typing import NamedTuple
 import streamlit as st
 
 from engine.errors import InputError
-from engine.profile.profile import Profile, describe
+from engine.profile.profile import Profile
 from engine.utils.progress import Progress
+from sim.company.profile_rows import profile_rows
 from sim.figures import profile as figures_engine
 from sim.i18n import numbers
-from sim.i18n.engine_messages import profile_row
 from sim.i18n.translate import mark, tr
 from sim.ui import components, sidebar, url_state
 from sim.ui.jobs import bench, profile_of
@@ -189,10 +189,7 @@ def _show(profile: Profile, before: Profile | None) -> None:
             st.info(components.plain(str(error)), icon=":material/roofing:")
     with st.expander(tr("The profile in numbers"), icon=":material/table:"):
         st.table(
-            {
-                components.plain(label): components.plain(value)
-                for label, value in (profile_row(*row) for row in describe(profile))
-            },
+            {components.plain(label): components.plain(value) for label, value in profile_rows(profile)},
             border="horizontal",
             alt=tr("What the profile measured"),
         )

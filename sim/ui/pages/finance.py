@@ -10,6 +10,8 @@ from sim.figures.finance import Measure, cohort_map, cohorts_kept
 from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
 from sim.report.finance_tables import shown_tables
+from sim.scenario.metrics import MONTHLY
+from sim.scenario.units import MONEY, SHARES
 from sim.ui import components, sidebar, url_state
 
 _STATEMENTS = {
@@ -19,18 +21,28 @@ _STATEMENTS = {
 }
 _PERIODS = {"years": mark("Years"), "months": mark("Months")}
 _MEASURES = {"customers": mark("Customers"), "mrr": mark("What they pay")}
-_UNIT_ECONOMICS = {
-    "mrr_usd": (mark("MRR"), "dollar"),
-    "arpu_usd": (mark("Revenue per customer and month"), "dollar"),
-    "cac_usd": (mark("Cost of winning a customer (CAC)"), "dollar"),
-    "ltv_usd": (mark("Lifetime value (LTV)"), "dollar"),
-    "ltv_to_cac": (mark("LTV / CAC"), "%.2f"),
-    "cac_payback_months": (mark("CAC payback (months)"), "%.1f"),
-    "churn_rate": (mark("Churn per month"), "percent"),
-    "nrr": (mark("Net revenue retention"), "percent"),
-    "grr": (mark("Gross revenue retention"), "percent"),
-    "burn_multiple": (mark("Burn multiple"), "%.2f"),
-    "rule_of_40": (mark("Rule of 40 (points)"), "%.0f"),
+_METRICS = {
+    name: MONTHLY[name]
+    for name in (
+        "mrr_usd",
+        "arpu_usd",
+        "cac_usd",
+        "ltv_usd",
+        "ltv_to_cac",
+        "cac_payback_months",
+        "churn_rate",
+        "nrr",
+        "grr",
+        "burn_multiple",
+        "rule_of_40",
+    )
+}
+_COLUMN_FORMATS = {
+    **dict.fromkeys(MONEY, "dollar"),
+    **dict.fromkeys(SHARES, "percent"),
+    "ratio": "%.2f",
+    "months": "%.1f",
+    "percentage points": "%.0f",
 }
 
 result = sidebar.run_on_show()
@@ -79,13 +91,13 @@ components.chart(
 st.subheader(tr("Metrics by month"))
 last = st.pills(
     tr("Shown"),
-    list(_UNIT_ECONOMICS),
+    list(_METRICS),
     selection_mode="multi",
     key="ratios",
     label_visibility="collapsed",
-    format_func=lambda key: tr(_UNIT_ECONOMICS[key][0]),
+    format_func=lambda key: tr(_METRICS[key].title),
 )
-columns = {key: value for key, value in _UNIT_ECONOMICS.items() if not last or key in last}
+columns = {key: metric for key, metric in _METRICS.items() if not last or key in last}
 st.dataframe(
     monthly[["month", *columns]],
     hide_index=True,
@@ -93,8 +105,8 @@ st.dataframe(
     column_config={
         "month": st.column_config.TextColumn(tr("Month"), pinned=True),
         **{
-            key: st.column_config.NumberColumn(tr(name), format=style)
-            for key, (name, style) in columns.items()
+            key: st.column_config.NumberColumn(tr(metric.title), format=_COLUMN_FORMATS[metric.unit])
+            for key, metric in columns.items()
         },
     },
     alt=tr("Metrics by month"),

@@ -10,6 +10,7 @@ from sim.figures.flywheel import loop_by_month, loop_film
 from sim.i18n import numbers
 from sim.i18n.event_messages import STAGES, event_in_words
 from sim.i18n.translate import tr
+from sim.scenario.metrics import MONTHLY
 from sim.ui import components, sidebar
 
 result = sidebar.run_on_show()
@@ -35,7 +36,10 @@ with st.grid(5, min_column_width=140, gap="small"):
         tr("Index exp(−k (loss − E)): 1 is a perfect model. Predicted by the scaling law."),
     )
     components.metric(
-        tr("Paying customers"), numbers.count(loop["customers_end"]), monthly["customers"], tr("at the end")
+        tr(MONTHLY["customers"].title),
+        numbers.count(loop["customers_end"]),
+        monthly["customers"],
+        tr("at the end"),
     )
     components.metric(
         tr("Usage"),
@@ -53,7 +57,7 @@ components.figures(result, "flywheel", "versions")
 components.figures(result, "customers")
 st.subheader(tr("What happened"))
 events = result.events.copy()
-events["what"] = [event_in_words(what) for what in events["what"]]
+events["what"] = list(map(event_in_words, events["kind"], events["values"]))
 events["month"] = [monthly["month"].iloc[index] for index in events["month_index"]]
 stages = st.pills(
     tr("Stages"),

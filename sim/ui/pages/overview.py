@@ -13,6 +13,7 @@ from sim.figures.cash_band import cash_with_ruin
 from sim.figures.money import cash
 from sim.i18n import numbers
 from sim.i18n.translate import tr
+from sim.scenario.metrics import MONTHLY, OUTCOMES
 from sim.ui import components, sidebar
 from sim.ui.jobs import Job, bench
 
@@ -26,9 +27,10 @@ _STILL_S = 1.5
 def luck(tell: Progress) -> MonteCarlo:
     """The same company under other luck, and with what is unsure about it drawn."""
     from sim.study.monte_carlo import around
+    from sim.study.runs.options import RunOptions
 
     # One core: the other one draws the pages.
-    return around(result, _RUNS, fans=("cash_usd",), workers=1, progress=tell)
+    return around(result, _RUNS, fans=("cash_usd",), options=RunOptions(workers=1, progress=tell))
 
 
 def cash_card() -> None:
@@ -87,33 +89,31 @@ margin = monthly["gross_margin"].clip(lower=-2)  # the first months would flatte
 runway = monthly["runway_months"]
 with st.grid(4, min_column_width=160, gap="small"):
     components.metric(
-        tr("ARR at the end"),
+        tr(OUTCOMES["arr_usd_end"].label),
         numbers.usd(found["arr_usd_end"]),
         monthly["arr_usd"],
         tr("{revenue} revenue in all", revenue=numbers.usd(found["revenue_usd_total"])),
-        tr("Annual recurring revenue: twelve times the recurring revenue of the last month."),
+        tr(OUTCOMES["arr_usd_end"].meaning),
     )
     components.metric(
-        tr("Gross margin"),
+        tr(MONTHLY["gross_margin"].label),
         numbers.percent(found["gross_margin_last12"]),
         margin,
         tr("last twelve months"),
-        tr(
-            "(Revenue − cost of goods sold) / revenue. Serving is cost of goods, training is operating expense."
-        ),
+        tr(OUTCOMES["gross_margin_last12"].meaning),
     )
     out = str(found["cash_out_month"])
     components.metric(
-        tr("Cash at the end"),
+        tr(OUTCOMES["cash_usd_end"].label),
         numbers.usd(found["cash_usd_end"]),
         monthly["cash_usd"],
         tr("lowest {cash}", cash=numbers.usd(found["cash_usd_min"]))
         if out == "never"
         else tr("runs out in {month}", month=out),
-        tr("Cash at month end. Below zero the company is insolvent unless it raises money."),
+        tr(OUTCOMES["cash_usd_end"].meaning),
     )
     components.metric(
-        tr("Shortest runway"),
+        tr(OUTCOMES["runway_months_min"].label),
         numbers.months(runway.min()),
         runway[np.isfinite(runway)],
         tr("break-even in {month}", month=found["breakeven_month"])
@@ -124,10 +124,10 @@ with st.grid(4, min_column_width=160, gap="small"):
         ),
     )
     components.metric(
-        tr("Paying customers"),
+        tr(MONTHLY["customers"].title),
         numbers.count(found["customers_end"]),
         monthly["customers"],
-        tr("LTV / CAC {ratio}", ratio=numbers.count(found["ltv_to_cac_last"], 2)),
+        f"{tr(MONTHLY['ltv_to_cac'].label)} {numbers.count(found['ltv_to_cac_last'], 2)}",
         tr("At the end of the run; lifetime value against the cost of winning a customer."),
     )
     components.metric(
@@ -135,14 +135,14 @@ with st.grid(4, min_column_width=160, gap="small"):
         numbers.usd(found["serving_cost_usd_per_mtok_last"]),
         monthly["serving_cost_usd_per_mtok"],
         tr("sold for {price}", price=numbers.usd(found["price_usd_per_mtok_last"])),
-        tr("Serving cost of prompt and output tokens together, in the last month."),
+        tr(OUTCOMES["serving_cost_usd_per_mtok_last"].meaning),
     )
     components.metric(
         tr("Compute of revenue"),
         numbers.percent(found["compute_share_of_revenue"]),
         monthly["compute_serving_usd"] + monthly["compute_training_usd"],
         tr("serving and training"),
-        tr("What serving and training cost, as a share of all revenue."),
+        tr(OUTCOMES["compute_share_of_revenue"].meaning),
     )
     components.metric(
         tr("Fleet at its peak"),

@@ -10,7 +10,6 @@ import streamlit as st
 
 from engine.utils.progress import Progress
 from sim.company.provenance import provenance_rows
-from sim.i18n.engine_messages import profile_row
 from sim.i18n.translate import LANGUAGES, language, mark, tr
 from sim.outputs import result_json, result_tables
 from sim.report.content import SECTIONS
@@ -39,9 +38,10 @@ def files_of(formats: list[str], sections: list[str], code: str, tell: Progress)
     study, begin = None, 0.0
     if "uncertainty" in sections and set(formats) & {"html", "pdf"}:
         from sim.study.monte_carlo import around
+        from sim.study.runs.options import RunOptions
 
         begin = _STUDY_SHARE
-        study = around(result, _RUNS, progress=_share(tell, 0.0, begin))
+        study = around(result, _RUNS, options=RunOptions(progress=_share(tell, 0.0, begin)))
     made: dict[str, bytes] = {}
     each = (1 - begin) / len(formats)
     for number, name in enumerate(formats):
@@ -213,7 +213,7 @@ build()
 data()
 st.subheader(tr("Where the numbers come from"))
 st.table(
-    dict(profile_row(label, words) for label, words in provenance_rows(result)),
+    dict(provenance_rows(result)),
     border="horizontal",
     alt=tr("Where the numbers come from"),
 )

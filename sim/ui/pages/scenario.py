@@ -9,8 +9,7 @@ import streamlit as st
 from pydantic.fields import FieldInfo
 
 from engine.errors import InputError
-from sim.i18n.engine_messages import source_in_words
-from sim.i18n.translate import mark, tr
+from sim.i18n.translate import mark, tr, worded
 from sim.scenario.fields import leaves, unit_of
 from sim.scenario.scenario import Scenario
 from sim.ui import components, edits, scenario_store, sidebar, url_state
@@ -199,7 +198,7 @@ def sources_table() -> None:
             url_state.as_text(item.value),
             tr(item.unit),
             tr(_KINDS[item.kind]),
-            source_in_words(item.source),
+            worded(item.source),
             item.date,
         )
         for item in result.assumptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.errors import InputError
-from engine.profile.hardware import CATALOG
+from engine.profile.hardware import CATALOG, Accelerator
 from engine.training.scaling_law import BESIROGLU_2024, ScalingConstants, load_law, loss_interval
 from engine.utils.json_file import read_json_object
 from engine.utils.progress import Progress
@@ -23,6 +23,7 @@ from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
 from sim.planner.training import published_mfu, run_of
 from sim.training.memory import zero_bytes
+from sim.training.run import RunPlan
 from sim.ui import components, sidebar, url_state
 from sim.ui.jobs import Job, bench
 from sim.ui.process_tasks import run_apart
@@ -232,8 +233,54 @@ def law_in_use() -> tuple[ScalingConstants, pd.DataFrame | None]:
         return BESIROGLU_2024, None
 
 
+@dataclass(frozen=True)
+class _PlanInputs:
+    """What the visitor plans: a run of training on machines of the catalog."""
+
+    parameters: float
+    tokens: float
+    row: Accelerator
+    accelerators: int
+    mfu: float  # fraction of the peak
+    price_usd_per_hour: float  # of an accelerator; 0: unknown
+    law: ScalingConstants
+
+
 def plan_view() -> None:
     """Size, data and machines of a run: what it takes, what it costs, and which loss the law predicts."""
+    asked = _plan_inputs()
+    try:
+        plan = run_of(
+            asked.parameters, asked.tokens, asked.row, asked.accelerators, asked.mfu, asked.price_usd_per_hour
+        )
+    except InputError as error:
+        st.error(components.plain(str(error)), icon=":material/error:")
+        return
+    _plan_cards(plan, asked)
+    if asked.law.draws:
+        bottom, top = loss_interval(asked.parameters, asked.tokens, asked.law)
+        st.caption(
+            tr(
+                "90 % of the law's bootstrap: {low} to {high} nats per token.",
+                low=f"{bottom:.3f}",
+                high=f"{top:.3f}",
+            )
+        )
+    components.chart(
+        planned_loss(asked.parameters, asked.tokens, asked.law, components.theme()),
+        "planned_loss",
+        pd.DataFrame([asdict(plan)]),
+    )
+    st.caption(
+        tr(
+            "Planned, not measured: compute is 6·N·D, failures, checkpoints and power by the defaults of "
+            "`flywheel plan`."
+        )
+    )
+
+
+def _plan_inputs() -> _PlanInputs:
+    """Draw the inputs of the plan."""
     rows = {row.name: row for row in CATALOG if row.peak_bf16_flops}
     low, middle, high = published_mfu()
     laws = {"published": BESIROGLU_2024}
@@ -244,7 +291,7 @@ def plan_view() -> None:
         billions = st.number_input(
             tr("Parameters (billion)"), 0.001, 10_000.0, 7.0, 1.0, format="%.4g", key="n", bind="query-params"
         )
-        trillion = st.number_input(
+        billion_tokens = st.number_input(
             tr("Training tokens (billion)"),
             0.001,
             1e6,
@@ -280,13 +327,13 @@ def plan_view() -> None:
         which = st.selectbox(
             tr("Scaling law"), list(laws), format_func=lambda name: tr(_LAW_NAMES[name]), key="law"
         )
-    parameters, tokens = billions * 1e9, trillion * 1e9
-    try:
-        plan = run_of(parameters, tokens, rows[name], int(count), mfu / 100, price)
-    except InputError as error:
-        st.error(components.plain(str(error)), icon=":material/error:")
-        return
-    law = laws[which]
+    return _PlanInputs(
+        billions * 1e9, billion_tokens * 1e9, rows[name], int(count), mfu / 100, price, laws[which]
+    )
+
+
+def _plan_cards(plan: RunPlan, asked: _PlanInputs) -> None:
+    """Draw what the plan takes and costs, and whether the state fits."""
     with st.grid(4, min_column_width=150, gap="small"):
         components.metric(
             tr("Time"),
@@ -295,7 +342,7 @@ def plan_view() -> None:
         )
         components.metric(
             tr("Cost"),
-            numbers.usd(plan.cost_usd) if price else numbers.UNKNOWN,
+            numbers.usd(plan.cost_usd) if asked.price_usd_per_hour else numbers.UNKNOWN,
             note=tr("{hours} accelerator-hours", hours=numbers.count(plan.accelerator_hours)),
         )
         components.metric(tr("Compute (FLOP)"), f"{plan.flop:.2e}", note=tr("6·N·D"))
@@ -320,39 +367,21 @@ def plan_view() -> None:
             note=tr("{tonnes} t CO2", tonnes=numbers.count(plan.co2_kg / 1000)),
         )
         components.metric(
-            tr("Tokens per parameter"), numbers.count(tokens / parameters), note=tr("20 is compute-optimal")
+            tr("Tokens per parameter"),
+            numbers.count(asked.tokens / asked.parameters),
+            note=tr("20 is compute-optimal"),
         )
-        state = zero_bytes(parameters, int(count))
+        state = zero_bytes(asked.parameters, asked.accelerators)
         components.metric(
             tr("Memory for the state"),
             f"{numbers.count(state / 1e9)} GB",
-            note=tr("of {memory} GB per accelerator", memory=numbers.count(rows[name].memory_bytes / 1e9)),
+            note=tr("of {memory} GB per accelerator", memory=numbers.count(asked.row.memory_bytes / 1e9)),
             help=tr(
                 "Weights, gradients and AdamW's moments, shared out over all (ZeRO 3); activations come on top."
             ),
         )
-    if state > rows[name].memory_bytes:
+    if state > asked.row.memory_bytes:
         st.warning(tr("The state doesn't fit: take more accelerators."), icon=":material/memory:")
-    if law.draws:
-        bottom, top = loss_interval(parameters, tokens, law)
-        st.caption(
-            tr(
-                "90 % of the law's bootstrap: {low} to {high} nats per token.",
-                low=f"{bottom:.3f}",
-                high=f"{top:.3f}",
-            )
-        )
-    components.chart(
-        planned_loss(parameters, tokens, law, components.theme()),
-        "planned_loss",
-        pd.DataFrame([asdict(plan)]),
-    )
-    st.caption(
-        tr(
-            "Planned, not measured: compute is 6·N·D, failures, checkpoints and power by the defaults of "
-            "`flywheel plan`."
-        )
-    )
 
 
 _LAW_NAMES = {"published": mark("Besiroglu et al. 2024 (published)"), "measured": mark("measured here")}

@@ -14,10 +14,11 @@ from sim.figures.compare import meanings
 from sim.figures.study import fan, indices, row_of, ruin, spread, tornado
 from sim.i18n import numbers as human
 from sim.i18n.translate import mark, tr
-from sim.scenario.outcomes import MAIN_OUTCOMES, OUTCOMES, shown
+from sim.scenario.metrics import MAIN_OUTCOMES, MONTHLY, OUTCOMES, shown
 from sim.scenario.scenario import Scenario
 from sim.study.levers import key_facts
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
+from sim.study.runs.options import RunOptions
 from sim.study.sampling import Sampling
 from sim.study.sensitivity import Method, Sensitivity, sensitivity
 from sim.study.wording import in_words, quantity
@@ -121,7 +122,9 @@ def many_runs(company: Scenario, options: dict[str, Any]) -> MonteCarlo | None:
     profile, seed = result.profile, result.seed
 
     def work(tell: Progress) -> MonteCarlo:
-        return monte_carlo(company, seed=seed, fans=FANS, profile=profile, progress=tell, **options)
+        return monte_carlo(
+            company, seed=seed, fans=FANS, options=RunOptions(profile=profile, progress=tell), **options
+        )
 
     about = (company.canonical_json(), profile.content_hash, seed, tuple(options.items()))
     return study("monte carlo", tr("Monte Carlo"), about, work)
@@ -148,7 +151,7 @@ def numbers(found: MonteCarlo) -> None:
             )
         row = row_of(found, "gross_margin_last12")
         components.metric(
-            tr("Gross margin, median"),
+            tr("{what}, median", what=tr(MONTHLY["gross_margin"].label)),
             shown("gross_margin_last12", row["p50"]),
             found.fans["gross_margin"]["p50"].clip(lower=-2),
             tr(
@@ -281,8 +284,7 @@ def what_decides(company: Scenario, ready: bool) -> None:
             method=cast(Method, method),
             keys=keys,
             samples=samples,
-            profile=profile,
-            progress=tell,
+            options=RunOptions(profile=profile, progress=tell),
         )
 
     about = (company.canonical_json(), profile.content_hash, asked)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_architectures import SERVED, VOCABULARY, saved
 from transformers import AutoModelForCausalLM
 
 from engine import LLM
 from engine.errors import InputError
 from engine.inference.introspection import MAX_TOKENS, attention_weights, next_tokens, text_loss
 from engine.models.load import load_model
+from tests.engine.inference.test_architectures import SERVED, VOCABULARY, saved
 
 TOKENS = [5, 17, 99, 3, 64, 64, 12, 120, 7, 31, 8, 2, 77, 54, 23, 90, 41, 1, 66, 19, 3, 5, 17, 99]
 ARCHITECTURES = (

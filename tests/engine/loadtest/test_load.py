@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 
 from engine.errors import InputError
 from engine.loadtest.client import Client, Dialect, Endpoint
-from engine.loadtest.load import _Run, arrival_times, send_load
+from engine.loadtest.load import LoadOptions, _Run, arrival_times, send_load
 from engine.loadtest.result import GapHistogram, LoadResult
 from engine.loadtest.sse import EventParser
+from engine.utils.progress import Progress, no_progress
 from sim.cli import load
 from sim.serving import metrics
 from sim.validation import compare
@@ -38,10 +39,12 @@ def frame(arrived_s: Any, prompt_tokens: Any = 20, output_tokens: Any = 5) -> pd
     )
 
 
-def loaded(app: web.Application, requests: pd.DataFrame, **settings: Any) -> LoadResult:
+def loaded(
+    app: web.Application, requests: pd.DataFrame, progress: Progress = no_progress, **options: Any
+) -> LoadResult:
     async def work() -> LoadResult:
         async with serving(app) as url:
-            return await send_load(endpoint(url), requests, **settings)
+            return await send_load(endpoint(url), requests, LoadOptions(**options), progress)
 
     return run(work())
 
@@ -491,9 +494,8 @@ def test_gaps_are_known_to_one_percent(gaps: list[float], percent: int) -> None:
 def test_a_million_requests_fit_in_little_memory() -> None:
     count = 1_000_000
     requests = frame(np.arange(count) / 1000.0)
-    arrays = [requests[name].to_numpy() for name in requests]
     tracemalloc.start()
-    work = _Run(arrays[0], arrays[1], arrays[2], None, 0)
+    work = _Run(requests, LoadOptions())
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 100e6

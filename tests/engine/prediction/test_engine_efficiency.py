@@ -19,7 +19,6 @@ from engine.prediction.engine_efficiency import (
     coefficients,
     fitted,
     peak_flops,
-    predict_benchmark,
     step_time,
     work,
 )
@@ -89,9 +88,7 @@ def test_formats_that_an_accelerator_lacks_run_at_the_wider_peak() -> None:
 
 def test_a_model_that_does_not_fit_says_by_how_much() -> None:
     with pytest.raises(InputError, match=r"671|672.*GB.*too little|GB too little"):
-        predict_benchmark(
-            "vllm", EngineDeployment(find_model("deepseek-v3"), lookup("H100 SXM"), "fp8"), 1, 1, 2
-        )
+        EngineDeployment(find_model("deepseek-v3"), lookup("H100 SXM"), "fp8").cache_bytes()
     with pytest.raises(InputError, match=r"engine 'vlm'.*vllm"):
         coefficients("vlm")
 

@@ -20,10 +20,11 @@ from engine.prediction.engine_efficiency import ENGINES, PRECISIONS, EngineDeplo
 from engine.prediction.engine_efficiency import step_time as engine_step_time
 from engine.prediction.roofline import Roofline, predict_profile, roofline_for, roofline_of, transfer
 from engine.profile.hardware import Accelerator, lookup
-from engine.profile.profile import Profile, describe
+from engine.profile.profile import Profile
 from engine.profile.step_time import RooflineStepTime
 from engine.profiling.fit import Step, fit_step_time, relative_errors
 from sim.cli import app
+from sim.company.profile_rows import profile_rows
 from sim.serving.replay import replay
 from sim.serving.step_table import read_step_times
 from tests.helpers.places import ROOT, SHARED
@@ -119,7 +120,7 @@ def test_a_prediction_survives_its_file_and_is_marked(tmp_path: Path) -> None:
     profile = predict_profile(None, "B200", "deepseek-r1", "fp8", 8, "sglang")
     profile.save(tmp_path / "p.json")
     assert Profile.load(tmp_path / "p.json") == profile
-    rows = dict(describe(profile))
+    rows = dict(profile_rows(profile))
     assert rows["Kind"] == "PREDICTED, not measured"
     assert "8 × B200" in rows["Machine"]
     assert "90 % interval" in rows

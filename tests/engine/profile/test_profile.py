@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.cost import cost_table
-from engine.profile.profile import Measurement, Profile, describe
+from engine.profile.profile import Measurement, Profile
 from engine.profile.step_time import RooflineStepTime, StepTimeModel
 from engine.profiling.fit import fit_step_time
+from sim.company.profile_rows import profile_rows
 from tests.helpers.imports import loaded_by
 from tests.helpers.places import ROOT
 from tests.helpers.profile import synthetic_profile
@@ -219,24 +221,10 @@ def test_scheduler_config() -> None:
         replace(synthetic_profile(), scheduler={"max_tokens": 1}).scheduler_config()
 
 
-def test_describe_names_what_is_predicted() -> None:
-    rows = dict(describe(synthetic_profile()))
-    assert rows["Kind"] == "PREDICTED, not measured"
-    assert "0.0496 USD per hour" in rows["Price of the machine"]
-    assert rows["Power under load"].startswith("unknown")
-
-
 def test_cost_follows_from_the_time_of_a_token() -> None:
     # 1 ms per prompt token and 10 ms per decode step of any batch, nothing else.
     times = RooflineStepTime(0.0, (0,), (1e-3,), (0,), (0.0,), 0.0, 0.0, 0.0, 0.0)
-    table = cost_table(
-        times,
-        3.6,
-        max_step_tokens=512,
-        max_running_requests=64,
-        max_context_tokens=8192,
-        cache_tokens=10**6,
-    )
+    table = cost_table(times, 3.6, SchedulerConfig(num_blocks=10**5), 8192)
     # 3.6 USD per hour is 0.001 USD per second: 1 ms per token is 1e-6 USD, a dollar per million.
     assert table.usd_per_mtok_prompt_full == pytest.approx(1.0)
     assert table.usd_per_mtok_output_full == pytest.approx(1.0)
@@ -248,28 +236,14 @@ def test_cost_follows_from_the_time_of_a_token() -> None:
 def test_the_efficient_batch_fits_the_cache() -> None:
     # Batching is free here, so the largest batch is the best; the cache has room for seven.
     times = RooflineStepTime(0.01, (0,), (0.0,), (0,), (0.0,), 0.0, 0.0, 0.0, 0.0)
-    table = cost_table(
-        times,
-        1.0,
-        max_step_tokens=512,
-        max_running_requests=64,
-        max_context_tokens=8192,
-        cache_tokens=7 * 1153,
-    )
+    table = cost_table(times, 1.0, SchedulerConfig(block_tokens=1, num_blocks=7 * 1153), 8192)
     assert table.efficient_batch == 7
 
 
 @given(st.floats(0.01, 1.0), st.integers(1, 100_000), st.integers(1, 8192))
 def test_cost_is_finite_and_typical_load_costs_more(load: float, room: int, budget: int) -> None:
-    table = cost_table(
-        synthetic_profile().step_time_model(),
-        0.05,
-        max_step_tokens=budget,
-        max_running_requests=64,
-        max_context_tokens=8192,
-        cache_tokens=room,
-        typical_load=load,
-    )
+    limits = SchedulerConfig(max_step_tokens=budget, block_tokens=1, num_blocks=room)
+    table = cost_table(synthetic_profile().step_time_model(), 0.05, limits, 8192, load)
     for full, typical in (
         (table.usd_per_mtok_prompt_full, table.usd_per_mtok_prompt_typical),
         (table.usd_per_mtok_output_full, table.usd_per_mtok_output_typical),
@@ -337,7 +311,7 @@ def test_a_profile_keeps_its_uncertainty_and_an_older_one_has_none(tmp_path: Pat
     again = Profile.load(tmp_path / "p.json")
     assert again == profile
     assert again.step_time_interval([(64, 0)], [5]) == model.interval([(64, 0)], [5])
-    assert "90 % interval" in dict(describe(again))
+    assert "90 % interval" in dict(profile_rows(again))
     assert synthetic_profile().step_time_interval([(64, 0)]) == (0.0, math.inf)
     assert "uncertainty" not in synthetic_profile().canonical_json()
 

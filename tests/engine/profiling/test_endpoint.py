@@ -17,7 +17,8 @@ from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.profile import Profile
 from engine.profile.step_time import RooflineStepTime
-from engine.profiling.endpoint import Known, survey_endpoint
+from engine.profiling.endpoint import survey_endpoint
+from engine.profiling.endpoint_options import Known, SurveyOptions
 from engine.profiling.endpoint_steps import as_budget, chunk_of
 from sim.capacity.goals import Objective
 from sim.capacity.surface import capacity_surface
@@ -40,10 +41,10 @@ TRUE = RooflineStepTime(
 )
 
 
-def surveyed(engine: EngineApp, known: Known, budget_s: float = 45.0, **settings: Any) -> Profile:
+def surveyed(engine: EngineApp, known: Known, budget_s: float = 45.0) -> Profile:
     async def work() -> Profile:
         async with serving(engine.app) as url:
-            return await survey_endpoint(endpoint(url), known, budget_s=budget_s, **settings)
+            return await survey_endpoint(endpoint(url), known, SurveyOptions(budget_s))
 
     return run(work())
 
@@ -210,7 +211,7 @@ def test_streams_that_share_no_steps_are_told() -> None:
     async def work() -> Profile:
         async with serving(app) as url:
             known = Known(1.0, parameters=10**9)
-            return await survey_endpoint(endpoint(url), known, budget_s=20.0, max_concurrency=8)
+            return await survey_endpoint(endpoint(url), known, SurveyOptions(20.0, max_concurrency=8))
 
     found = run(work())
     assert not [point for point in found.measurements if point.kind == "mixed"]

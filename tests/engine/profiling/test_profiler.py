@@ -14,11 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
-from engine.profile.profile import Measurement, Profile, describe
-from engine.profiling.fit import fit_step_time, relative_errors
+from engine.profile.profile import Measurement, Profile
+from engine.profiling.fit import fit_and_judge, fit_step_time, relative_errors
 from engine.profiling.grid import GridPoint, default_grid, is_held_out
 from engine.profiling.power import PowerMeter
-from engine.profiling.profiler import fit_and_judge, measure_profile
+from engine.profiling.profiler import measure_profile
+from sim.company.profile_rows import profile_rows
 from tests.helpers.profile import synthetic_profile
 
 
@@ -221,16 +222,16 @@ def test_a_real_model_is_profiled_end_to_end(tiny_model: Path, tmp_path: Path) -
     assert (seen[0], seen[-1]) == (0.0, 1.0)
     assert profile.scheduler_config().max_step_tokens == profile.scheduler["max_step_tokens"]
     assert (profile.training[0].batch_sequences, profile.training[0].sequence_tokens) == (1, 64)
-    assert "tok/s, MFU" in dict(describe(profile))["Training"]
+    assert "tok/s, MFU" in dict(profile_rows(profile))["Training"]
     profile.save(tmp_path / "tiny.json")
     assert Profile.load(tmp_path / "tiny.json") == profile
-    assert all(label and value for label, value in describe(profile))
+    assert all(label and value for label, value in profile_rows(profile))
 
 
 def test_the_default_grid_runs_on_a_real_model(tiny_model: Path) -> None:
     pytest.importorskip("engine.inference.llm")
     profile = measure_profile(str(tiny_model), budget_s=2.0, training=False)
     assert profile.training == ()
-    assert "Training" not in dict(describe(profile))
+    assert "Training" not in dict(profile_rows(profile))
     assert {point.kind for point in profile.measurements} == {"prefill", "decode", "mixed"}
     assert profile.fit.held_out_points >= 5

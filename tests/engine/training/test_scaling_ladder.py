@@ -15,7 +15,7 @@ from engine.training.config import TrainConfig
 from engine.training.data import PreparedData, prepare, train_tokenizer
 from engine.training.python_docs import standard_library
 from engine.training.scaling_fit import held_out, intervals, undetermined, with_draws
-from engine.training.scaling_ladder import learning_curve, run_ladder
+from engine.training.scaling_ladder import LadderOptions, learning_curve, run_ladder
 from engine.training.scaling_law import ScalingConstants, fit, load_law, loss, loss_interval
 
 TINY = TrainConfig(
@@ -48,9 +48,7 @@ def test_a_ladder_measures_a_law_and_its_file_gives_it_back(data: PreparedData, 
     report = run_ladder(
         data,
         TINY,
-        [(1, 16), (1, 24), (1, 32)],
-        token_counts=3,
-        text="a test",
+        LadderOptions([(1, 16), (1, 24), (1, 32)], token_counts=3, text="a test"),
         progress=lambda fraction, what: seen.append(fraction),
     )
     assert seen == sorted(seen)
@@ -130,12 +128,12 @@ def test_a_ladder_that_cannot_be_climbed_is_refused(
     change: dict[str, Any], message: str, data: PreparedData
 ) -> None:
     with pytest.raises(InputError, match=message):
-        run_ladder(data, replace(TINY, **change), [(1, 16), (1, 24), (1, 32)])
+        run_ladder(data, replace(TINY, **change), LadderOptions([(1, 16), (1, 24), (1, 32)]))
 
 
 def test_too_few_sizes_are_refused(data: PreparedData) -> None:
     with pytest.raises(InputError, match="2 sizes and 4 token counts; at least 3"):
-        run_ladder(data, TINY, [(1, 16), (1, 24), (1, 16)])
+        run_ladder(data, TINY, LadderOptions([(1, 16), (1, 24), (1, 16)]))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +177,7 @@ def test_a_real_ladder_predicts_its_largest_size() -> None:
         learning_rate=4e-3,
         max_validation_sequences=128,
     )
-    report = run_ladder(data, config, [(2, 32), (2, 48), (2, 72), (3, 96)])
+    report = run_ladder(data, config, LadderOptions([(2, 32), (2, 48), (2, 72), (3, 96)]))
     assert report.fitted.median_relative_error < 0.03
     assert report.held_out.largest_size_median_error is not None
     assert report.held_out.largest_size_median_error < 0.1

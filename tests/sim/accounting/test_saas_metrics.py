@@ -56,10 +56,3 @@ def test_retention_by_hand() -> None:
     assert gross[13] == pytest.approx((50 + 30) / 160)
     assert np.isnan(net[:12]).all()
     assert np.isnan(gross[:12]).all()
-
-
-def test_cohort_names_round_trip() -> None:
-    from sim.accounting.parties import party
-
-    assert saas_metrics.cohort_of(party("pro/team", 7)) == ("pro/team", 7)
-    assert saas_metrics.cohort_of(party("api", 1234)) == ("api", 1234)

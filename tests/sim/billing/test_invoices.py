@@ -16,7 +16,6 @@ import pytest
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_market import company, run
 from typer.testing import CliRunner
 
 from engine.errors import InputError
@@ -32,6 +31,7 @@ from sim.scenario.scenario import Scenario
 from sim.utils.paths import scenarios_dir
 from tests.helpers.company import OUTPUT_TOKENS, PROMPT_TOKENS
 from tests.helpers.postgres import new_database
+from tests.sim.stages.test_market import company, run
 
 MICRO = Decimal("0.000001")
 

@@ -19,7 +19,7 @@ from sim.capacity.offered_load import OfferedLoad, conversation_load, fitted_loa
 from sim.capacity.surface import CapacitySurface, capacity_surface, fleet_capacity, replica_fleet
 from sim.serving.fleet_config import Fleet, ReplicaSpec
 from sim.serving.metrics import summary
-from sim.serving.replay import replay_with_stats
+from sim.serving.replay import equal_replicas, replay_fleet
 from sim.traces.fit import fit
 from sim.workload.arrivals import MarkovModulated
 from sim.workload.generate import generate
@@ -65,7 +65,9 @@ def test_capacity_is_where_the_objective_is_reached(surface: CapacitySurface) ->
 def test_other_requests_find_about_the_same_latency(surface: CapacitySurface) -> None:
     rate_rps = 0.6 * surface.saturation_rps
     requests = generate({"chat": 1.0}, rate_rps, requests=4000, rng=99, max_context_tokens=8192)
-    frame, stats = replay_with_stats(requests, PROFILE.step_time_model(), PROFILE.scheduler_config())
+    frame, stats = replay_fleet(
+        requests, equal_replicas(PROFILE.step_time_model(), PROFILE.scheduler_config())
+    )
     found, expected = summary(frame, stats), surface.at(rate_rps)
     for name in LATENCIES:
         assert found[name] == pytest.approx(float(expected[name]), rel=0.15), name

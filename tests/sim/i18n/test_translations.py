@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
+from string import Formatter
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from translations import LOCALE, names_in, sentences, translations
 
 from engine.errors import InputError
-from engine.profile.profile import describe
+from engine.utils.message import Message
 from sim import Scenario, simulate
 from sim.i18n import numbers as human
-from sim.i18n.engine_messages import PROFILE, PROGRESS, SOURCES, doing_in_words, profile_row
 from sim.i18n.event_messages import EVENTS, STAGES, event_in_words
-from sim.i18n.translate import LANGUAGES, language, retell, set_language, speaking, tr
+from sim.i18n.translate import LANGUAGES, language, set_language, speaking, tr, worded
 from sim.utils.paths import scenarios_dir
 from tests.helpers.company import closed_form_surface
+from tests.helpers.places import ROOT
 from tests.helpers.profile import synthetic_profile
+from tests.tools.translations import LOCALE, names_in, sentences, translations
 
 CHINESE = translations("zh")
 OTHERS = sorted(set(LANGUAGES) - {"en"})
@@ -40,9 +41,10 @@ def test_a_translation_keeps_names_and_markup(code) -> None:
         for sign in ("**", "`", "<br>", "$", "°"):
             assert english.count(sign) == other.count(sign), english
         assert english[:1].isspace() == other[:1].isspace(), english
-        names = [name.strip("{}") for name in names_in(other)]
-        if names and all(name.isidentifier() for name in names):
-            assert other.format(**dict.fromkeys(names, "7"))  # no stray brace
+        names = [name for name in names_in(other) if not re.fullmatch(r"\{\w+(![rs])?(:[\w.,%+]+)?\}", name)]
+        if not names:
+            fields = [name for _, name, _, _ in Formatter().parse(other) if name]
+            assert other.format(**dict.fromkeys(fields, 7))  # no stray brace
 
 
 def test_chinese_says_token_by_one_word_and_leaves_no_english_word_alone() -> None:
@@ -84,21 +86,15 @@ def test_numbers_in_words_follow_the_language() -> None:
     assert human.months(18.2) == "18 months"
 
 
-@settings(deadline=None)
-@given(
-    st.sampled_from([EVENTS, PROFILE, PROGRESS, SOURCES]).flatmap(
-        lambda group: st.tuples(st.just(group), st.sampled_from(group))
-    ),
-    st.data(),
-)
-def test_what_was_worded_elsewhere_is_told_again_with_its_numbers(chosen, data) -> None:
-    group, template = chosen
-    numbers = st.integers(0, 10**9).map(lambda number: f"{number:,}")
-    values = {name.strip("{}"): data.draw(numbers) for name in names_in(template)}
-    worded = template.format(**values)
-    assert retell(worded, group) == worded
+def test_a_message_is_worded_by_its_parts_and_a_plain_text_looked_up() -> None:
+    message = Message("step {step} of {steps}, loss {loss:.3f}", step=3, steps=40, loss=1.23456)
+    for text in (message, pickle.loads(pickle.dumps(message)), copy.deepcopy(message)):
+        assert text == worded(text) == "step 3 of 40, loss 1.235"
+        with speaking("zh"):
+            assert worded(text) == "第 3 步，共 40 步，损失 1.235"
     with speaking("zh"):
-        assert retell(worded, group) == CHINESE[template].format(**values)
+        assert worded("starting") == worded(Message("starting")) == "正在启动"
+        assert worded("4-bit {weights}") == "4-bit {weights}"
 
 
 @pytest.mark.parametrize("file", sorted(scenarios_dir().glob("*.yaml")), ids=lambda file: file.stem)
@@ -107,20 +103,28 @@ def test_every_event_of_the_shipped_scenarios_is_told_in_chinese(file) -> None:
     assert len(result.events)
     assert set(result.events["stage"]) <= set(STAGES)
     with speaking("zh"):
-        told = [event_in_words(what) for what in result.events["what"]]
+        told = list(map(event_in_words, result.events["kind"], result.events["values"]))
     numbers = re.compile(r"\d[\d,.]*\d|\d")
     for what, other in zip(result.events["what"], told, strict=True):
         assert re.search(r"[\u4e00-\u9fff]", other), what
         assert sorted(numbers.findall(what)) == sorted(numbers.findall(other)), what
 
 
-def test_a_profile_is_described_in_chinese() -> None:
-    rows = describe(synthetic_profile())
+def test_every_kind_that_a_stage_notes_has_a_sentence() -> None:
+    noted = set()
+    for file in (ROOT / "sim" / "stages").rglob("*.py"):
+        noted |= set(re.findall(r'\.note\(\s*"\w+",\s*"(\w+)"', file.read_text()))
+    assert noted | {"canary_rollback", "user_rollback"} == set(EVENTS)
+
+
+def test_an_event_has_the_parts_that_happened() -> None:
+    counts = {"plan": "team", "signed": 3, "renewed": 0, "lost": 1}
+    failures = {"phase": "fine-tuning", "failures": 2, "hours": 1234.5}
+    assert event_in_words("contracts", counts) == "contracts of team: 3 signed, 1 lost"
+    assert event_in_words("phase_failures", failures) == "fine-tuning went through 2 failures in 1,234 h"
     with speaking("zh"):
-        told = [profile_row(*row) for row in rows]
-        assert doing_in_words("12 of 100 runs") == "100 次模拟已完成 12 次"
-    for (label, _), (other, _) in zip(rows, told, strict=True):
-        assert re.search(r"[\u4e00-\u9fff]", other), label
+        assert event_in_words("contracts", counts) == "team 合同：新签 3，流失 1"
+        assert event_in_words("phase_failures", failures) == "微调经历 2 次故障，历时 1,234 h"
 
 
 def test_no_result_depends_on_the_language() -> None:

@@ -27,6 +27,7 @@ from sim.report.content import SECTIONS, cohort_tables, uncertainty_tables
 from sim.report.html import report_html
 from sim.report.pdf import report_pdf
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
+from sim.study.runs.options import RunOptions
 from sim.utils.serialise import table_csv
 from tests.helpers.company import closed_form_surface
 from tests.helpers.report import HOSTILE, NAMES, named, run, squeezed
@@ -218,7 +219,7 @@ def study() -> MonteCarlo:
         Scenario.load("api_startup").override({"horizon_months": 6}),
         runs=8,
         targets=["cash_usd_end > 0"],
-        workers=1,
+        options=RunOptions(workers=1),
     )
 
 

@@ -194,7 +194,7 @@ def test_the_command_repeats_the_run() -> None:
     assert changes(base, changed) == {"name": "it's ours", "market.price_usd_per_mtok_output": 0.9}
     words = shlex.split(command_line(changed, 11))
     assert words[:3] == ["flywheel", "run", "api_startup"]
-    from sim.cli.terminal import parse_overrides
+    from sim.cli.options import parse_overrides
 
     pairs = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert base.override(parse_overrides(pairs)).content_hash == changed.content_hash

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 
 from sim import Result, Scenario, simulate
 from sim.accounting.labels import STATEMENTS
-from sim.cli.terminal import parse_overrides
+from sim.cli.options import parse_overrides
 from sim.i18n.translate import speaking, tr
 from sim.report.xlsx.report import report_xlsx
 from tests.helpers.company import closed_form_surface

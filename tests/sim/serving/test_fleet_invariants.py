@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_replicas import TIMES, fleets, requests
 
 from sim.serving.fleet_config import (
     Autoscaler,
@@ -27,6 +26,7 @@ from sim.serving.metrics import littles_law_error
 from sim.serving.replay import replay_fleet
 from sim.serving.replica_tables import STATUSES
 from sim.workload.requests import check_requests
+from tests.sim.serving.test_replicas import TIMES, fleets, requests
 
 TIME_COLUMNS = ["scheduled_s", "first_token_s", "finished_s"]
 
@@ -70,7 +70,7 @@ def test_littles_law_holds_on_every_run(frame: pd.DataFrame, fleet: Fleet) -> No
 def test_machines_are_paid_while_they_work_and_work_only_while_they_are_there(
     frame: pd.DataFrame, fleet: Fleet
 ) -> None:
-    run = FleetRun(check_requests(frame), fleet, recording=True)
+    run = FleetRun(check_requests(frame), fleet, record_steps=True)
     outages: list[tuple[int, float, float]] = []
     die, opened = run.die, run._open
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,28 +28,28 @@ from sim.serving.metrics import (
     meets,
     summary,
 )
+from sim.serving.stats import ReplayStats
 from tests.helpers.profile import synthetic_profile
 
 NAN = math.nan
 
 
-@dataclass
-class Totals:
+def totals(**changes: Any) -> ReplayStats:
     """Two replicas over 20 s: the first was busy for 10 s, the second for 5 s."""
-
-    busy_s: Any = field(default_factory=lambda: np.array([10.0, 5.0]))
-    up_s: Any = field(default_factory=lambda: np.array([20.0, 20.0]))
-    batch_time_s: Any = field(default_factory=lambda: np.array([30.0, 5.0]))
-    kv_block_time_s: Any = field(default_factory=lambda: np.array([250.0, 50.0]))
-    steps: Any = field(default_factory=lambda: np.array([100, 50]))
-    prefill_tokens: Any = field(default_factory=lambda: np.array([1000, 500]))
-    decode_tokens: Any = field(default_factory=lambda: np.array([300, 50]))
-    attention_pairs: Any = field(default_factory=lambda: np.array([5000.0, 2500.0]))
-    context_tokens: Any = field(default_factory=lambda: np.array([30_000, 5_000]))
-    request_time_s: float = 40.0
-    duration_s: float = 20.0
-    busy_fraction: float = 0.375
-    batch_mean: float = 35 / 15
+    by_replica = {
+        "busy_s": [10.0, 5.0],
+        "up_s": [20.0, 20.0],
+        "batch_time_s": [30.0, 5.0],
+        "kv_block_time_s": [250.0, 50.0],
+        "steps": [100.0, 50.0],
+        "events": [100.0, 50.0],
+        "prefill_tokens": [1000.0, 500.0],
+        "decode_tokens": [300.0, 50.0],
+        "attention_pairs": [5000.0, 2500.0],
+        "context_tokens": [30_000.0, 5_000.0],
+    }
+    arrays = {name: np.array(values) for name, values in by_replica.items()}
+    return ReplayStats(**{"started_s": 0.0, "ended_s": 20.0, "request_time_s": 40.0, **arrays, **changes})
 
 
 def four_requests() -> pd.DataFrame:
@@ -93,7 +93,7 @@ def test_times_of_each_request_by_hand() -> None:
 
 
 def test_summary_by_hand() -> None:
-    found = summary(four_requests(), Totals(), Objective(2.0, 1.0))
+    found = summary(four_requests(), totals(), Objective(2.0, 1.0))
     assert found["ttft_mean_s"] == pytest.approx(9 / 4)
     assert found["ttft_p95_s"] == pytest.approx(np.percentile([1, 4, 1, 3], 95))
     assert found["e2e_p50_s"] == pytest.approx(3.0)
@@ -125,7 +125,7 @@ def test_each_class_has_its_own_objective() -> None:
     frame = four_requests()
     objectives = {"chat": Objective(0.5, 1.0), "batch": Objective(10.0, 1.0)}
     assert meets(frame, objectives)["objective_met"].tolist() == [False, True, False, False]
-    assert summary(frame, Totals(), objectives)["goodput_rps"] == pytest.approx(1 / 20)
+    assert summary(frame, totals(), objectives)["goodput_rps"] == pytest.approx(1 / 20)
     with pytest.raises(InputError, match=r"'chat' has no objective; there are batch"):
         meets(frame, {"batch": Objective(1.0, 1.0)})
     with pytest.raises(InputError, match="no column traffic_class"):
@@ -134,7 +134,7 @@ def test_each_class_has_its_own_objective() -> None:
 
 def test_groups_by_hand() -> None:
     objectives = {"chat": Objective(2.0, 1.0), "batch": Objective(2.0, 1.0)}
-    table = by_group(four_requests(), Totals(), "traffic_class", objectives)
+    table = by_group(four_requests(), totals(), "traffic_class", objectives)
     assert table.index.tolist() == ["batch", "chat"]
     chat = table.loc["chat"]
     assert (chat["requests"], chat["finished"]) == (3, 2)
@@ -147,17 +147,17 @@ def test_groups_by_hand() -> None:
     assert table.loc["batch", "goodput_rps"] == 0
     assert table.loc["batch", "tpot_p99_s"] == pytest.approx(1.0)
 
-    replicas = by_group(four_requests(), Totals(), "replica")
+    replicas = by_group(four_requests(), totals(), "replica")
     assert replicas["busy_fraction"].tolist() == [0.5, 0.25]
     assert replicas["batch_mean"].tolist() == [3.0, 1.0]
-    assert by_group(four_requests(), Totals(), "tenant")["requests"].tolist() == [2, 2]
+    assert by_group(four_requests(), totals(), "tenant")["requests"].tolist() == [2, 2]
     with pytest.raises(InputError, match="no column colour"):
-        by_group(four_requests(), Totals(), "colour")
+        by_group(four_requests(), totals(), "colour")
 
 
 def test_groups_of_requests_that_no_replica_saw() -> None:
     frame = four_requests().assign(replica=[0, 1, 0, -1])
-    table = by_group(frame, Totals(), "replica")
+    table = by_group(frame, totals(), "replica")
     assert table.index.tolist() == [-1, 0, 1]
     assert math.isnan(table.loc[-1, "busy_fraction"])
 
@@ -175,8 +175,8 @@ def test_groups_add_up_to_the_whole(rows: list[tuple[str, float, int]]) -> None:
     frame = frame.assign(prompt_tokens=7, output_tokens=tokens, preemptions=1, cached_tokens=3, replica=0)
     objective = Objective(5.0, 1.0)
     whole, table = (
-        summary(frame, Totals(), objective),
-        by_group(frame, Totals(), "traffic_class", objective),
+        summary(frame, totals(), objective),
+        by_group(frame, totals(), "traffic_class", objective),
     )
     for name in ("requests", "requests_per_s", "output_tokens_per_s", "goodput_rps", "preemptions"):
         assert table[name].sum() == pytest.approx(whole[name])
@@ -187,7 +187,7 @@ def test_groups_add_up_to_the_whole(rows: list[tuple[str, float, int]]) -> None:
 
 def test_nothing_to_measure_is_nan() -> None:
     frame = four_requests().assign(scheduled_s=NAN, first_token_s=NAN, finished_s=NAN, status="rejected")
-    found = summary(frame, Totals(), Objective(1.0, 1.0))
+    found = summary(frame, totals(), Objective(1.0, 1.0))
     assert math.isnan(found["ttft_p95_s"])
     assert math.isnan(found["queue_mean_s"])
     assert (found["goodput_rps"], found["requests_per_s"], found["rejected"]) == (0, 0, 4)
@@ -207,16 +207,16 @@ def test_gaps_between_tokens_by_hand() -> None:
     assert found["itl_mean_s"] == pytest.approx((20 * 0.1 + 5 * 0.5) / 25)
     assert found["itl_p50_s"] == pytest.approx(0.1)
     assert found["itl_p95_s"] == pytest.approx(0.5)
-    assert summary(four_requests(), Totals(), steps=steps)["itl_p99_s"] == pytest.approx(0.5)
+    assert summary(four_requests(), totals(), steps=steps)["itl_p99_s"] == pytest.approx(0.5)
     assert math.isnan(inter_token_latency(steps[2:])["itl_mean_s"])
 
 
 def test_kv_occupancy_by_hand() -> None:
-    assert kv_occupancy(Totals(), 100) == pytest.approx(300 / 1500)
-    assert kv_occupancy(Totals(), [50, 100]) == pytest.approx(300 / 1000)
-    assert summary(four_requests(), Totals(), num_blocks=100)["kv_occupancy"] == pytest.approx(0.2)
+    assert kv_occupancy(totals(), 100) == pytest.approx(300 / 1500)
+    assert kv_occupancy(totals(), [50, 100]) == pytest.approx(300 / 1000)
+    assert summary(four_requests(), totals(), num_blocks=100)["kv_occupancy"] == pytest.approx(0.2)
     with pytest.raises(InputError, match="num_blocks: found 3"):
-        kv_occupancy(Totals(), [1, 2, 3])
+        kv_occupancy(totals(), [1, 2, 3])
 
 
 def test_utilisation_energy_and_money_by_hand() -> None:
@@ -229,9 +229,9 @@ def test_utilisation_energy_and_money_by_hand() -> None:
         2 * 134_515_008 * 550 + 4 * 30 * 9 * 64 * (2500 + 5_000 + 50),
     ]
     moved = [100 * 538_060_032 + 46_080 * (30_000 + 1300), 50 * 538_060_032 + 46_080 * (5_000 + 550)]
-    assert operations(shape, Totals()) == pytest.approx(flops)
-    assert bytes_moved(shape, Totals()) == pytest.approx(moved)
-    use = hardware_use(four_requests(), Totals(), profile)
+    assert operations(shape, totals()) == pytest.approx(flops)
+    assert bytes_moved(shape, totals()) == pytest.approx(moved)
+    use = hardware_use(four_requests(), totals(), profile)
     assert use.missing == {}
     assert use.mfu == pytest.approx(sum(flops) / (1e13 * 15))
     assert use.mbu == pytest.approx(sum(moved) / (1e11 * 15))
@@ -241,29 +241,29 @@ def test_utilisation_energy_and_money_by_hand() -> None:
     assert use.joules_per_mtok == pytest.approx(7000 / 69 * 1e6)
     assert use.usd_per_mtok_output == pytest.approx(0.04 / 9 * 1e6)
     assert use.usd_per_mtok == pytest.approx(0.04 / 69 * 1e6)
-    assert summary(four_requests(), Totals(), profiles=profile)["mfu"] == pytest.approx(use.mfu)
+    assert summary(four_requests(), totals(), profiles=profile)["mfu"] == pytest.approx(use.mfu)
 
 
 def test_replicas_of_two_kinds() -> None:
     big = known_machine(peak_flops=4e13, price_usd_per_hour=7.2)
-    use = hardware_use(four_requests(), Totals(), [known_machine(), big])
-    flops = operations(big.model, Totals())
+    use = hardware_use(four_requests(), totals(), [known_machine(), big])
+    flops = operations(big.model, totals())
     assert use.mfu == pytest.approx(flops.sum() / (1e13 * 10 + 4e13 * 5))
     assert use.cost_usd == pytest.approx(0.02 + 0.04)
     with pytest.raises(InputError, match="profiles: found 3"):
-        hardware_use(four_requests(), Totals(), [big] * 3)
+        hardware_use(four_requests(), totals(), [big] * 3)
 
 
 def test_what_a_machine_does_not_tell_is_nan_with_its_reason() -> None:
-    use = hardware_use(four_requests(), Totals(), synthetic_profile())
+    use = hardware_use(four_requests(), totals(), synthetic_profile())
     for name in ("mfu", "mbu", "energy_j", "joules_per_mtok_output", "joules_per_mtok"):
         assert math.isnan(use.figures()[name])
     assert "made up for tests" in use.missing["joules_per_mtok"]
     assert "peak_flops" in use.missing["mfu"]
     assert use.usd_per_mtok > 0
     nobody = four_requests().assign(finished_s=NAN)
-    assert hardware_use(nobody, Totals(), known_machine()).missing["usd_per_mtok"] == "no request finished"
-    idle = Totals(busy_s=np.zeros(2))
+    assert hardware_use(nobody, totals(), known_machine()).missing["usd_per_mtok"] == "no request finished"
+    idle = totals(busy_s=np.zeros(2))
     assert hardware_use(four_requests(), idle, known_machine()).missing["mfu"] == "no step took any time"
 
 
@@ -280,7 +280,7 @@ def test_a_mixture_of_experts_counts_what_it_activates() -> None:
         weight_bytes=model.weight_bytes("bf16"),
         kv_bytes_per_token=model.kv_bytes_per_token("bf16"),
     )
-    one = Totals(
+    one = totals(
         **{name: np.array([0.0]) for name in ("attention_pairs", "context_tokens", "prefill_tokens")},
         busy_s=np.array([1.0]),
         decode_tokens=np.array([10]),
@@ -300,12 +300,12 @@ def test_a_mixture_of_experts_counts_what_it_activates() -> None:
 def test_littles_law_by_hand() -> None:
     frame = four_requests().drop(columns="status")
     frame.loc[3, "finished_s"] = 13.0
-    exact = Totals(request_time_s=3.0 + 8.0 + 1.0 + 10.0)
+    exact = totals(request_time_s=3.0 + 8.0 + 1.0 + 10.0)
     assert littles_law_error(frame, exact) == pytest.approx(0, abs=1e-12)
     assert littles_law_error(frame, replace(exact, request_time_s=11.0)) == pytest.approx(0.5)
     assert math.isnan(littles_law_error(four_requests(), exact))
     rejected = four_requests().assign(status=["finished", "finished", "finished", "rejected"])
-    assert littles_law_error(rejected, Totals(request_time_s=12.0)) == pytest.approx(0, abs=1e-12)
+    assert littles_law_error(rejected, totals(request_time_s=12.0)) == pytest.approx(0, abs=1e-12)
 
 
 def test_batch_means_by_hand() -> None:

@@ -20,7 +20,7 @@ from sim.serving.batch_means import batch_means
 from sim.serving.fleet_config import Failures, Fleet, RateLimit, ReplicaSpec, SpotInterruptions
 from sim.serving.fleet_run import FleetRun
 from sim.serving.metrics import littles_law_error
-from sim.serving.replay import replay, replay_fleet, replay_with_stats
+from sim.serving.replay import equal_replicas, replay, replay_fleet
 from sim.workload.conversations import closed_loop
 from sim.workload.requests import check_requests
 from tests.helpers.fleet import times
@@ -80,7 +80,9 @@ def test_m_d_1(load: float) -> None:
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 def test_m_m_1(load: float) -> None:
-    frame, stats = replay_with_stats(poisson(load, exponential(80_000, 12), 12), times(STEP_S), servers(1))
+    frame, stats = replay_fleet(
+        poisson(load, exponential(80_000, 12), 12), equal_replicas(times(STEP_S), servers(1))
+    )
     assert_mean(sojourns(frame), 1 / (1 - load), 0.15)
     assert stats.busy_fraction == pytest.approx(load, rel=0.03)
     assert littles_law_error(frame, stats) < 1e-9
@@ -184,7 +186,7 @@ def test_machine_repairman(users: int) -> None:
     frame = closed_loop(users, {"chat": 1.0}, requests=60_000, think_s_mean=think_s, rng=20)
     frame = frame.drop(columns="prefix_hashes", errors="ignore")
     frame = frame.assign(prompt_tokens=1, output_tokens=exponential(60_000, 20))
-    found, stats = replay_with_stats(frame, times(STEP_S), servers(1))
+    found, stats = replay_fleet(frame, equal_replicas(times(STEP_S), servers(1)))
     in_time = found.sort_values("arrived_s").iloc[:-1000]
     assert_mean(sojourns(in_time), response_s, 0.1)
     assert len(found) / stats.duration_s == pytest.approx(rate, rel=0.03)

@@ -19,7 +19,7 @@ from engine.profile.step_time import StepTimeModel
 from engine.scheduler import Scheduler
 from sim.capacity.goals import Objective
 from sim.serving.metrics import littles_law_error, summary
-from sim.serving.replay import replay, replay_with_stats
+from sim.serving.replay import equal_replicas, replay, replay_fleet
 from sim.traces.read import read_trace
 from sim.workload.generate import generate
 from tests.helpers.profile import synthetic_profile
@@ -158,7 +158,7 @@ def test_nobody_is_lost_and_time_runs_forward(
     workload: list[tuple[float, int, int, int]], config: SchedulerConfig, replicas: int, router: str
 ) -> None:
     requests = frame_of(workload, 1 / math.pi)
-    frame, stats = replay_with_stats(requests, TIMES, config, replicas, router)
+    frame, stats = replay_fleet(requests, equal_replicas(TIMES, config, replicas, router))
     assert frame["request_id"].tolist() == list(range(len(requests)))
     assert (frame["arrived_s"] == requests["arrived_s"]).all()
     assert (frame["scheduled_s"] >= frame["arrived_s"] * (1 - 1e-12)).all()
@@ -173,7 +173,7 @@ def test_nobody_is_lost_and_time_runs_forward(
 
 
 def test_a_request_alone_takes_its_prefill_and_its_decodes() -> None:
-    frame, stats = replay_with_stats(requests_of([7.0], 1000, 5), TIMES, SchedulerConfig())
+    frame, stats = replay_fleet(requests_of([7.0], 1000, 5), equal_replicas(TIMES, SchedulerConfig()))
     prefill_s = TIMES.step_time([(512, 0)], []) + TIMES.step_time([(488, 512)], [])
     row = frame.iloc[0]
     assert row["scheduled_s"] == 7.0
@@ -207,7 +207,7 @@ def test_more_replicas_mean_less_waiting() -> None:
     requests = generate({"chat": 1.0}, 1.0, requests=400, rng=3)
     waits = []
     for replicas in (1, 2, 4, 8):
-        frame, stats = replay_with_stats(requests, TIMES, SchedulerConfig(), replicas)
+        frame, stats = replay_fleet(requests, equal_replicas(TIMES, SchedulerConfig(), replicas))
         waits.append(summary(frame, stats)["ttft_p95_s"])
     assert waits == sorted(waits, reverse=True)
     assert waits[-1] < waits[0] / 10
@@ -231,7 +231,7 @@ def test_ids_are_kept_and_the_input_left_alone() -> None:
 def test_summary_of_a_case_done_by_hand() -> None:
     # Steps of 1 s. A: prefill at 0, then two decodes; B arrives at 0.5, joins at 1: first token at 2, alone from 3.
     requests = requests_of([0.0, 0.5], 1, [3, 4])
-    frame, stats = replay_with_stats(requests, ConstantStep(1.0), SchedulerConfig())
+    frame, stats = replay_fleet(requests, equal_replicas(ConstantStep(1.0), SchedulerConfig()))
     assert frame["finished_s"].tolist() == [3.0, 5.0]
     found = summary(frame, stats, Objective(ttft_p95_s=1.2, tpot_p95_s=1.0))
     assert found["ttft_mean_s"] == pytest.approx((1.0 + 1.5) / 2)
@@ -246,7 +246,7 @@ def test_summary_of_a_case_done_by_hand() -> None:
 
 
 def test_one_token_answers_have_no_tpot_and_still_are_goodput() -> None:
-    frame, stats = replay_with_stats(requests_of([0.0, 9.0]), ConstantStep(1.0), SchedulerConfig())
+    frame, stats = replay_fleet(requests_of([0.0, 9.0]), equal_replicas(ConstantStep(1.0), SchedulerConfig()))
     found = summary(frame, stats, Objective(ttft_p95_s=1.5, tpot_p95_s=0.1))
     assert math.isnan(found["tpot_p95_s"])
     assert found["goodput_rps"] == pytest.approx(found["requests_per_s"])
@@ -295,7 +295,9 @@ def test_other_bad_input_is_refused() -> None:
 
 
 def test_steps_that_take_no_time_end() -> None:
-    frame, stats = replay_with_stats(requests_of([0.0, 0.0], 3, 4), ConstantStep(0.0), SchedulerConfig())
+    frame, stats = replay_fleet(
+        requests_of([0.0, 0.0], 3, 4), equal_replicas(ConstantStep(0.0), SchedulerConfig())
+    )
     assert (frame["finished_s"] == 0).all()
     assert math.isnan(summary(frame, stats)["requests_per_s"])
 
@@ -304,8 +306,8 @@ def test_steps_that_take_no_time_end() -> None:
 def test_the_real_conversation_trace(shared: Path, replicas: int, speed: float) -> None:
     requests = read_trace(shared / "traces" / "azure_2023_conv.csv")
     profile = synthetic_profile(speed=speed)
-    frame, stats = replay_with_stats(
-        requests, profile.step_time_model(), profile.scheduler_config(), replicas
+    frame, stats = replay_fleet(
+        requests, equal_replicas(profile.step_time_model(), profile.scheduler_config(), replicas)
     )
     assert len(frame) == 19_366
     assert frame[TIME_COLUMNS].notna().all().all()

@@ -25,7 +25,7 @@ from sim.serving.fleet_config import (
     Retries,
     SpotInterruptions,
 )
-from sim.serving.replay import replay_fleet, replay_with_stats
+from sim.serving.replay import equal_replicas, replay_fleet
 from tests.helpers.profile import synthetic_profile
 
 needs_compiler = pytest.mark.skipif(not replica_native.is_available(), reason="no C compiler here")
@@ -166,15 +166,15 @@ def test_an_error_of_a_model_in_python_comes_through() -> None:
 
     frame = pd.DataFrame({"arrived_s": [0.0, 1.0], "prompt_tokens": 5, "output_tokens": 5})
     with pytest.raises(ZeroDivisionError, match="on purpose"):
-        replay_with_stats(frame, Broken())
+        replay_fleet(frame, equal_replicas(Broken()))
 
 
 @needs_compiler
 def test_without_a_compiler_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pd.DataFrame({"arrived_s": np.arange(50.0), "prompt_tokens": 50, "output_tokens": 20})
-    fast, _ = replay_with_stats(frame, TIMES)
+    fast, _ = replay_fleet(frame, equal_replicas(TIMES))
     monkeypatch.setattr(replica_native, "is_available", lambda: False)
-    plain, _ = replay_with_stats(frame, TIMES)
+    plain, _ = replay_fleet(frame, equal_replicas(TIMES))
     pd.testing.assert_frame_equal(fast, plain, check_exact=True)
 
 
@@ -186,7 +186,7 @@ def test_a_negative_time_is_refused_by_both() -> None:
     frame = pd.DataFrame({"arrived_s": [0.0], "prompt_tokens": 5, "output_tokens": 5})
     for reference in (False, True):
         with pytest.raises(InputError, match=r"-1\.0 s"):
-            replay_with_stats(frame, Backwards(), reference=reference)
+            replay_fleet(frame, equal_replicas(Backwards()), reference=reference)
 
 
 def test_an_error_ends_a_fleet_that_would_change_for_ever() -> None:

@@ -22,22 +22,22 @@ from typer.testing import CliRunner
 from engine.errors import InputError
 from sim.cli.study import app
 from sim.company.simulate import simulate
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.scenario.scenario import Scenario
 from sim.study.monte_carlo import (
     BATCH,
-    compare_scenarios,
     fan,
     monte_carlo,
     outcome_table,
-    paired_differences,
     parse_precision,
     ruin_by_month,
 )
+from sim.study.runs.options import RunOptions
 from sim.study.sampling import draw, rounded, shares
 from sim.utils.serialise import json_ready
 from tests.helpers.places import ROOT
 
+HERE = RunOptions(workers=0)
 CASH, SIGNUP = "finance.initial_cash_usd", "market.signup_cost_usd"
 
 
@@ -193,7 +193,7 @@ def test_a_month_that_never_came_counts_as_late() -> None:
 def test_ruin_is_what_brute_force_finds() -> None:
     """Initial cash alone is uncertain, so a company is ruined when it starts with less than it burns."""
     scenario = company(**{CASH: "~ uniform(2e4, 2e5)"})
-    found = monte_carlo(scenario, runs=64, workers=0, vary_world=False, targets=["cash_usd_min >= 30k"])
+    found = monte_carlo(scenario, runs=64, options=HERE, vary_world=False, targets=["cash_usd_min >= 30k"])
     rich = simulate(scenario.override({CASH: 1e6})).monthly["cash_usd"].to_numpy()
     burnt = 1e6 - rich  # after each month; money doesn't change what happens
     starts = found.runs[f"in.{CASH}"].to_numpy()
@@ -219,7 +219,7 @@ def test_ruin_is_what_brute_force_finds() -> None:
 
 def test_a_study_is_determined_by_its_seed() -> None:
     scenario = company(**{SIGNUP: "~ uniform(60, 240)"})
-    one, again, other = (monte_carlo(scenario, runs=8, workers=0, seed=seed).runs for seed in (1, 1, 2))
+    one, again, other = (monte_carlo(scenario, runs=8, options=HERE, seed=seed).runs for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(one, again, check_exact=True)
     assert not one["out.cash_usd_end"].equals(other["out.cash_usd_end"])
 
@@ -227,29 +227,26 @@ def test_a_study_is_determined_by_its_seed() -> None:
 def test_common_random_numbers_take_the_noise_out_of_a_difference() -> None:
     before = company(**{SIGNUP: "~ uniform(60, 240)"})
     after = before.override({"finance.other_opex_usd_per_month": 7000.0})
-    found = compare_scenarios({"as it is": before, "dearer office": after}, runs=24, workers=0)
-    row = found.differences.set_index("outcome").loc["cash_usd_end"]
+    one, other, stranger = (
+        monte_carlo(scenario, runs=24, seed=seed, options=HERE).runs["out.cash_usd_end"]
+        for scenario, seed in ((before, 0), (after, 0), (after, 9))
+    )
+    independent = math.sqrt(one.var() + other.var())  # standard deviation without common random numbers
     # A thousand dollars more in each of three months, the last bill not paid yet.
-    assert row["difference"] == pytest.approx(-2000, abs=1)
-    assert row["noise"] < 0.01
-    assert row["low"] <= row["difference"] <= row["high"]
-    stranger = monte_carlo(after, runs=24, workers=0, seed=9).runs
-    independent = paired_differences(found.studies["as it is"].runs, stranger).set_index("outcome")
-    assert independent.loc["cash_usd_end", "noise"] > 0.5
+    assert (other - one).mean() == pytest.approx(-2000, abs=1)
+    assert (other - one).std() < 0.01 * independent
+    assert (stranger - one).std() > 0.5 * independent
 
 
 def test_failed_runs_are_left_out_and_counted() -> None:
     changes = {CASH: "~ uniform(3e5, 5e5)", "horizon_months": "~ discrete([2, 3])"}
     scenario = company(**changes)
-    found = monte_carlo(scenario, runs=8, workers=0)
+    found = monte_carlo(scenario, runs=8, options=HERE)
     assert found.failed == 0
     assert len(found.fans["cash_usd"]) == 3
-    runs = found.runs.copy()
-    runs.loc[0, "error"] = "why"
-    assert paired_differences(found.runs, runs)["runs"].max() == 7
     assert fan(found.runs, "cash_usd", "2026-01")["mean"].notna().all()
     with pytest.raises(InputError, match=r"none of 4 runs could be made: .*ttft_p95_s"):
-        monte_carlo(company(**{"deployment.ttft_p95_s": 1e-4}), runs=4, workers=0)
+        monte_carlo(company(**{"deployment.ttft_p95_s": 1e-4}), runs=4, options=HERE)
 
 
 CLI = "from sim.cli import main; main()"

@@ -18,8 +18,9 @@ import pytest
 
 from engine.errors import InputError
 from sim.company.simulate import simulate
-from sim.scenario.outcomes import OUTCOMES, shown
+from sim.scenario.metrics import OUTCOMES, shown
 from sim.scenario.scenario import Scenario
+from sim.study.runs.options import RunOptions
 from sim.study.runs.outcomes import outcomes_of
 from sim.study.runs.run_points import CHUNK, Point, run_points
 from sim.study.runs.workers import place
@@ -44,7 +45,7 @@ def points(count: int) -> list[Point]:
 @pytest.fixture(scope="module")
 def known() -> pd.DataFrame:
     """Runs made one after the other in this process."""
-    return run_points(company(), points(RUNS), workers=0, monthly=COLUMNS)
+    return run_points(company(), points(RUNS), RunOptions(workers=0), monthly=COLUMNS)
 
 
 def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
@@ -65,19 +66,26 @@ def test_any_number_of_workers_gives_the_same_bits(known: pd.DataFrame) -> None:
     for workers in (1, 2):
         with place(workers, None, 1) as here:
             for _ in range(2):  # the same workers serve one call after the other
-                same(run_points(company(), points(RUNS), at=here, monthly=COLUMNS), known)
+                same(run_points(company(), points(RUNS), RunOptions(place=here), monthly=COLUMNS), known)
 
 
 def test_a_folder_gives_the_same_bits_and_is_only_read_again(tmp_path: Path, known: pd.DataFrame) -> None:
-    same(run_points(company(), points(RUNS), workers=0, monthly=COLUMNS, folder=tmp_path / "study"), known)
+    same(
+        run_points(
+            company(), points(RUNS), RunOptions(workers=0, folder=tmp_path / "study"), monthly=COLUMNS
+        ),
+        known,
+    )
     told: list[tuple[float, str]] = []
     again = run_points(
         company(),
         points(RUNS),
-        workers=0,
+        RunOptions(
+            workers=0,
+            folder=tmp_path / "study",
+            progress=lambda fraction, what: told.append((fraction, what)),
+        ),
         monthly=COLUMNS,
-        folder=tmp_path / "study",
-        progress=lambda fraction, what: told.append((fraction, what)),
     )
     same(again, known)
     assert told == [(1.0, f"{RUNS} runs known")]
@@ -103,7 +111,7 @@ def test_a_folder_of_another_study_is_refused(
 
     RunFolder(folder, _task(company(), points(RUNS), None, list(COLUMNS), None)[1])
     with pytest.raises(InputError, match="holds another study") as error:
-        run_points(**{**options, **change}, folder=folder, workers=0)
+        run_points(**{**options, **change}, options=RunOptions(workers=0, folder=folder))
     assert f"differs in: {differs})" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -116,21 +124,24 @@ def test_a_damaged_part_is_run_again(tmp_path: Path, known: pd.DataFrame) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_points(company(), points(RUNS), workers=0, monthly=COLUMNS, folder=folder, progress=cancel)
+        run_points(
+            company(), points(RUNS), RunOptions(workers=0, folder=folder, progress=cancel), monthly=COLUMNS
+        )
     parts = sorted((folder / "parts").glob("*.parquet"))
     assert len(parts) >= 2
     parts[0].write_bytes(parts[0].read_bytes()[:100])
     (folder / "parts" / ".000003.parquet.1.partial").write_bytes(b"half")
-    same(run_points(company(), points(RUNS), workers=0, monthly=COLUMNS, folder=folder), known)
+    same(run_points(company(), points(RUNS), RunOptions(workers=0, folder=folder), monthly=COLUMNS), known)
 
 
 CHILD = """
 import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_study_runs import COLUMNS, RUNS, company, points
+sys.path.insert(0, {root!r})
+from tests.sim.study.test_runs import COLUMNS, RUNS, company, points
+from sim.study.runs.options import RunOptions
 from sim.study.runs.run_points import run_points
 from pathlib import Path
-run_points(company(), points(RUNS), workers=int(sys.argv[2]), monthly=COLUMNS, folder=Path(sys.argv[1]))
+run_points(company(), points(RUNS), RunOptions(workers=int(sys.argv[2]), folder=Path(sys.argv[1])), monthly=COLUMNS)
 """
 
 
@@ -138,7 +149,7 @@ run_points(company(), points(RUNS), workers=int(sys.argv[2]), monthly=COLUMNS, f
 def test_a_study_killed_at_any_moment_goes_on(rounds: int, tmp_path: Path, known: pd.DataFrame) -> None:
     """SIGKILL at moments spread over the whole study, each in what the kill before it left."""
     folder = tmp_path / "study"
-    code = CHILD.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    code = CHILD.format(root=str(ROOT))
     kills = 0
     rng = np.random.default_rng()
     for turn in range(rounds):
@@ -163,7 +174,7 @@ def test_a_study_killed_at_any_moment_goes_on(rounds: int, tmp_path: Path, known
             runs = pd.read_parquet(part)
             assert runs["run"].tolist() == list(range(number * CHUNK, min(RUNS, (number + 1) * CHUNK)))
     assert kills >= 2, "killed in mid-run, not after it"
-    same(run_points(company(), points(RUNS), workers=0, monthly=COLUMNS, folder=folder), known)
+    same(run_points(company(), points(RUNS), RunOptions(workers=0, folder=folder), monthly=COLUMNS), known)
     assert _workers_are_gone()
 
 
@@ -193,7 +204,7 @@ def test_a_point_that_cannot_be_run_is_a_row_with_its_reason() -> None:
         Point({"deployment.model": "no-such-model"}, 1),
         Point({"deployment.ttft_p95_s": 1e-4}, 1),
     ]
-    runs = run_points(company(), asked, workers=0, monthly=("cash_usd",))
+    runs = run_points(company(), asked, RunOptions(workers=0), monthly=("cash_usd",))
     reasons = [
         "",
         "allowed: a number ≥ 0",
@@ -218,7 +229,7 @@ def test_runs_stop_where_they_are_told_to_whatever_the_workers(known: pd.DataFra
 
     for workers in (0, 1):
         same(
-            run_points(company(), points(RUNS), workers=workers, monthly=COLUMNS, stop=enough),
+            run_points(company(), points(RUNS), RunOptions(workers=workers), monthly=COLUMNS, stop=enough),
             known.iloc[: 2 * CHUNK],
         )
     assert seen == [CHUNK, 2 * CHUNK] * 2
@@ -233,7 +244,7 @@ def test_an_exception_of_the_progress_ends_the_workers() -> None:
             raise Cancelled(what)
 
     with pytest.raises(Cancelled, match=r"of 22 runs"):
-        run_points(company(), points(RUNS), workers=1, progress=cancel)
+        run_points(company(), points(RUNS), RunOptions(workers=1, progress=cancel))
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for child in children:
         assert b"sim.study.runs.worker" not in Path(f"/proc/{child}/cmdline").read_bytes()
@@ -246,7 +257,7 @@ def test_a_killed_worker_is_one_line() -> None:
                 os.kill(int(child), signal.SIGKILL)
 
     with pytest.raises(InputError, match="ended with status -9"):
-        run_points(company(), points(RUNS), workers=1, progress=kill_one)
+        run_points(company(), points(RUNS), RunOptions(workers=1, progress=kill_one))
 
 
 @pytest.mark.parametrize(
@@ -254,25 +265,25 @@ def test_a_killed_worker_is_one_line() -> None:
     [
         ({"monthly": ("cash",)}, "monthly: found 'cash'.*nearest is cash_usd"),
         ({"monthly": ("month",)}, "monthly: found 'month'"),
-        ({"workers": -1}, "workers: found -1"),
+        ({"options": RunOptions(workers=-1)}, "workers: found -1"),
     ],
 )
 def test_wrong_questions_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        run_points(company(), points(3), **{"workers": 0, **options})
+        run_points(company(), points(3), **{"options": RunOptions(workers=0), **options})
 
 
 def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'model-flywheel\[ray\]'"):
-        run_points(company(), points(3), ray_address="local")
+        run_points(company(), points(3), RunOptions(ray_address="local"))
 
 
 @pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_bits(known: pd.DataFrame, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    options: dict[str, Any] = {"ray_address": "local", "workers": 2, "monthly": COLUMNS}
-    same(run_points(company(), points(RUNS), folder=tmp_path / "study", **options), known)
+    options = RunOptions(workers=2, ray_address="local", folder=tmp_path / "study")
+    same(run_points(company(), points(RUNS), options, monthly=COLUMNS), known)
     assert not ray.is_initialized(), "what was started is ended"
 
 

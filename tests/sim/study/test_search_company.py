@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,14 @@ from sim.study.goal_seek import goal_seek
 from sim.study.inputs import inputs_of
 from sim.study.levers import key_facts, numeric_keys, parse_lever
 from sim.study.optimise import optimise
+from sim.study.runs.options import RunOptions
 from sim.study.sensitivity import sensitivity
 from sim.study.shares import with_shares_kept
 from sim.study.wording import in_words
 from tests.helpers.places import ROOT
 from tests.helpers.stages import QUIET
 
-HERE = {"workers": 0}
+HERE = RunOptions(workers=0)
 SUPPORT_USD = 8.0
 
 
@@ -81,7 +83,7 @@ def test_the_best_price_is_the_one_of_the_textbook(seats: Scenario) -> None:
         trials=24,
         seeds=1,
         fresh_seeds=3,
-        **HERE,
+        options=HERE,
     )
     best = found.chosen.iloc[0]
     assert best["market.plans.seat.monthly_fee_usd"] == pytest.approx(16.0, abs=1.5)
@@ -119,7 +121,7 @@ def test_no_candidate_may_break_a_condition(seats: Scenario) -> None:
         trials=8,
         seeds=1,
         fresh_seeds=2,
-        **HERE,
+        options=HERE,
     )
     assert found.chosen.empty
     assert len(found.nearest) == 1
@@ -138,21 +140,25 @@ def test_an_optimisation_goes_on_where_it_was_broken_off(startup: Scenario, tmp_
         "conditions": ["p(ruined) <= 50%"],
     }
     sizes = {"trials": 9, "seeds": 2, "fresh_seeds": 2}
-    whole = optimise(startup, *asked.values(), **sizes, **HERE)
+    whole = optimise(startup, *asked.values(), **sizes, options=HERE)
 
     def stop(fraction: float, what: str) -> None:
         if fraction > 0.5:
             raise Stopped
 
     with pytest.raises(Stopped):
-        optimise(startup, *asked.values(), **sizes, **HERE, folder=tmp_path, progress=stop)
+        optimise(startup, *asked.values(), **sizes, options=replace(HERE, folder=tmp_path, progress=stop))
     assert list(tmp_path.glob("search-0001/parts/*.parquet"))
-    resumed = optimise(startup, *asked.values(), **sizes, **HERE, folder=tmp_path)
+    resumed = optimise(startup, *asked.values(), **sizes, options=replace(HERE, folder=tmp_path))
     for name in ("trials", "chosen", "today"):
         pd.testing.assert_frame_equal(getattr(resumed, name), getattr(whole, name))
     with pytest.raises(InputError, match="allowed"):  # the folder holds another study
         optimise(
-            startup, ["deployment.headroom=0..1"], ["max cash_usd_end"], **sizes, **HERE, folder=tmp_path
+            startup,
+            ["deployment.headroom=0..1"],
+            ["max cash_usd_end"],
+            **sizes,
+            options=replace(HERE, folder=tmp_path),
         )
 
 
@@ -166,7 +172,7 @@ def test_a_killed_optimisation_goes_on(tmp_path: Path) -> None:
         "--set",
         "horizon_months=12",
     ]
-    code = "import typer; from sim import cli_study_search as c; typer.run(c.optimise)"
+    code = "import typer; from sim.cli import study_search as c; typer.run(c.optimise)"
 
     def command(out: Path) -> list[str]:
         return [sys.executable, "-c", code, "api_startup", *words, "--out", str(out), "--workers", "1"]
@@ -198,7 +204,7 @@ def test_goal_seek_in_closed_form(seats: Scenario) -> None:
         4e6,
         seeds=2,
         points=5,
-        **HERE,
+        options=HERE,
     )
     first = goal_seek(
         seats,
@@ -208,7 +214,7 @@ def test_goal_seek_in_closed_form(seats: Scenario) -> None:
         4e6,
         seeds=1,
         points=5,
-        **HERE,
+        options=HERE,
     )
     assert first.value == pytest.approx(1_250_000, abs=4e6 * 1e-3)
     assert first.crossings["kind"].tolist() == ["reached"]
@@ -223,14 +229,14 @@ def test_goal_seek_in_closed_form(seats: Scenario) -> None:
         60,
         seeds=2,
         points=7,
-        **HERE,
+        options=HERE,
     )
     assert margin.value == pytest.approx(20.0, abs=0.1)
 
 
 def test_goal_seek_says_what_is_reached_when_the_goal_is_not(seats: Scenario) -> None:
     fee, never = "market.plans.seat.monthly_fee_usd", "gross_margin_total = 99.9%"
-    found = goal_seek(seats, fee, never, 9, 60, seeds=1, points=4, **HERE)
+    found = goal_seek(seats, fee, never, 9, 60, seeds=1, points=4, options=HERE)
     assert found.value is None
     assert found.crossings.empty
     assert found.outcome_most == found.scan["outcome"].max() < 0.999
@@ -246,7 +252,7 @@ def test_goal_seek_of_whole_numbers_and_inequalities(seats: Scenario) -> None:
         10**6,
         seeds=1,
         points=3,
-        **HERE,
+        options=HERE,
     )
     crossing = found.crossings.iloc[0]
     assert crossing["kind"] == "reached" or crossing["outcome_above"] >= 500_000
@@ -259,11 +265,11 @@ def test_goal_seek_of_whole_numbers_and_inequalities(seats: Scenario) -> None:
 
 def test_goal_seek_refuses(seats: Scenario) -> None:
     with pytest.raises(InputError, match="nearest"):
-        goal_seek(seats, "market.plans.seat.monthly_fee", "cash_usd_end = 0", 1, 2, **HERE)
+        goal_seek(seats, "market.plans.seat.monthly_fee", "cash_usd_end = 0", 1, 2, options=HERE)
     with pytest.raises(InputError, match="allowed"):
-        goal_seek(seats, "market.plans.seat.monthly_fee_usd", "cash_usd_end = 0", 2, 1, **HERE)
+        goal_seek(seats, "market.plans.seat.monthly_fee_usd", "cash_usd_end = 0", 2, 1, options=HERE)
     with pytest.raises(InputError, match="outcome cash_end: unknown, nearest is cash_usd_end"):
-        goal_seek(seats, "market.plans.seat.monthly_fee_usd", "cash_end = 0", 1, 2, **HERE)
+        goal_seek(seats, "market.plans.seat.monthly_fee_usd", "cash_end = 0", 1, 2, options=HERE)
 
 
 def test_a_tornado_of_known_effects(seats: Scenario) -> None:
@@ -273,7 +279,7 @@ def test_a_tornado_of_known_effects(seats: Scenario) -> None:
         "market.churn_per_incident",
         "data.feedback_yield",
     ]
-    found = sensitivity(seats, "cash_usd_end", keys=keys, seeds=2, **HERE)
+    found = sensitivity(seats, "cash_usd_end", keys=keys, seeds=2, options=HERE)
     table = found.table.set_index("key")
     assert found.table["key"].tolist()[:2] == ["finance.initial_cash_usd", "finance.other_opex_usd_per_month"]
     assert table.loc["finance.initial_cash_usd", "effect"] == pytest.approx(0.4 * 1e6, abs=1e-3)
@@ -304,7 +310,7 @@ def test_distributions_give_the_range(seats: Scenario) -> None:
     whole, _ = inputs_of(seats, ["training.accelerators"])
     assert all(isinstance(whole[0].at(share), int) for share in (0.1, 0.5, 0.9))
     # Morris over the distribution: profit falls by the customers' months for each dollar of support.
-    found = sensitivity(uncertain, "profit_usd_total", method="morris", samples=2, **HERE)
+    found = sensitivity(uncertain, "profit_usd_total", method="morris", samples=2, options=HERE)
     assert found.table["key"].tolist() == ["market.plans.seat.support_usd_per_month"]
     more = uncertain.override({"market.plans.seat.support_usd_per_month": 11.0})
     slope = (
@@ -324,7 +330,7 @@ def test_sobol_divides_the_variance_of_a_sum(seats: Scenario) -> None:
             "finance.other_opex_usd_per_month": "~ uniform(10000, 13000)",
         }
     )
-    found = sensitivity(nobody, "profit_usd_total", method="sobol", samples=32, **HERE)
+    found = sensitivity(nobody, "profit_usd_total", method="sobol", samples=32, options=HERE)
     spread = {
         "market.plans.seat.support_usd_per_month": 100 * 20.0,
         "finance.other_opex_usd_per_month": 3000.0,
@@ -429,7 +435,7 @@ def test_overrides_lead_from_any_tree_to_any_other(before: dict, after: dict) ->
 
 def test_scenarios_side_by_side(startup: Scenario) -> None:
     other = changed(startup)
-    found = compare({"now": startup, "plan": other}, seeds=2, monthly=["cash_usd"], **HERE)
+    found = compare({"now": startup, "plan": other}, seeds=2, monthly=["cash_usd"], options=HERE)
     assert found.names == ("now", "plan")
     cash = found.headline[found.headline["outcome"] == "cash_usd_end"].set_index("scenario")
     ends = {
@@ -446,7 +452,7 @@ def test_scenarios_side_by_side(startup: Scenario) -> None:
     assert len(found.monthly) == 10
     assert found.changes.set_index("key").loc["market.plans.team", "now"] == ABSENT
     with pytest.raises(InputError, match="two or more"):
-        compare({"now": startup}, **HERE)
+        compare({"now": startup}, options=HERE)
 
 
 def test_accounts_explain_cash_to_the_micro_dollar(startup: Scenario) -> None:
@@ -474,7 +480,7 @@ def test_accounts_explain_cash_to_the_micro_dollar(startup: Scenario) -> None:
 
 def test_assumptions_explain_the_difference(startup: Scenario) -> None:
     other = changed(startup)
-    found = explain_by_assumption(startup, other, "cash_usd_end", seeds=2, **HERE)
+    found = explain_by_assumption(startup, other, "cash_usd_end", seeds=2, options=HERE)
     assert found.method == "exact"
     micro = found.bars["change_micro_usd"].tolist()
     assert micro[0] + sum(micro[1:-1]) == micro[-1]
@@ -489,30 +495,36 @@ def test_assumptions_explain_the_difference(startup: Scenario) -> None:
     # Signup shares add up to 1, so they and the new plan can only come together.
     together = found.groups[found.groups["key"].str.startswith("market.plans")]["term"].unique()
     assert len(together) == 1
-    drawn = explain_by_assumption(startup, other, "customers_end", seeds=1, method="orders", **HERE).bars
+    drawn = explain_by_assumption(
+        startup, other, "customers_end", seeds=1, method="orders", options=HERE
+    ).bars
     assert drawn["change"].iloc[0] + drawn["change"].iloc[1:-1].sum() == pytest.approx(
         drawn["change"].iloc[-1]
     )
     with pytest.raises(InputError, match="no assumption differs"):
-        explain_by_assumption(startup, startup, "cash_usd_end", **HERE)
+        explain_by_assumption(startup, startup, "cash_usd_end", options=HERE)
     with pytest.raises(InputError, match="not a number in some run"):
-        explain_by_assumption(startup, other, "cash_out_month_index", seeds=1, **HERE)
+        explain_by_assumption(startup, other, "cash_out_month_index", seeds=1, options=HERE)
 
 
 def test_groups_are_what_is_asked(startup: Scenario) -> None:
     other = changed(startup)
     groups = {"plans and price": ["market"], "money": ["finance"]}
     found = explain_by_assumption(
-        startup, other, "cash_usd_end", seeds=1, groups=groups, method="sequence", **HERE
+        startup, other, "cash_usd_end", seeds=1, groups=groups, method="sequence", options=HERE
     )
     assert set(found.bars["term"]) == {"A", "B", "plans and price", "money"}
     assert found.runs == 3
     with pytest.raises(InputError, match="in plans and in all"):
         explain_by_assumption(
-            startup, other, "cash_usd_end", groups={"plans": ["market.plans"], "all": ["market"]}, **HERE
+            startup,
+            other,
+            "cash_usd_end",
+            groups={"plans": ["market.plans"], "all": ["market"]},
+            options=HERE,
         )
     with pytest.raises(InputError, match="holds no assumption that differs"):
-        explain_by_assumption(startup, other, "cash_usd_end", groups={"fleet": ["deployment"]}, **HERE)
+        explain_by_assumption(startup, other, "cash_usd_end", groups={"fleet": ["deployment"]}, options=HERE)
 
 
 @pytest.fixture(scope="module")

@@ -17,18 +17,15 @@ from engine.training.scaling_law import training_hours
 from sim.training.checkpointing import (
     best_interval_s,
     best_stretches,
-    daly_interval_s,
     expected_time_s,
     poisson_interval,
     poisson_quantile,
-    young_interval_s,
 )
 from sim.training.memory import (
     activation_bytes,
     checkpoint_bytes,
     checkpoint_write_s,
     least_accelerators,
-    serving_bytes,
     state_bytes_per_parameter,
     zero_bytes,
 )
@@ -66,6 +63,21 @@ def test_attention_and_recomputation_add_what_they_should() -> None:
     assert training_compute(
         6.74e9, 2e12, pair_flop=model.pair_flops, sequence_tokens=4096, recompute_activations=True
     ) == pytest.approx(causal * 4 / 3)
+
+
+def young_interval_s(checkpoint_s: float, mtbf_s: float) -> float:
+    """Seconds of work between checkpoints to first order (Young 1974, doi:10.1145/361147.361115)."""
+    return math.sqrt(2 * checkpoint_s * mtbf_s)
+
+
+def daly_interval_s(checkpoint_s: float, mtbf_s: float) -> float:
+    """Seconds of work between checkpoints to higher order (Daly 2006, doi:10.1016/j.future.2004.11.016)."""
+    if math.isinf(mtbf_s):
+        return math.inf
+    if checkpoint_s >= 2 * mtbf_s:
+        return mtbf_s
+    ratio = checkpoint_s / (2 * mtbf_s)
+    return math.sqrt(2 * checkpoint_s * mtbf_s) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - checkpoint_s
 
 
 @pytest.mark.parametrize(("mtbf_min", "published_min"), [(1440, 117), (360, 57), (15, 9.1)])
@@ -259,10 +271,9 @@ def test_the_fewest_accelerators_hold_it_and_one_less_does_not(
         assert zero_bytes(parameters, count - 1, stage, gradient) + 1e9 > 0.9 * memory * (1 - 1e-9)
 
 
-def test_bytes_of_states_files_and_serving() -> None:
+def test_bytes_of_states_and_files() -> None:
     assert (state_bytes_per_parameter(), state_bytes_per_parameter(4)) == (16, 18)
     assert checkpoint_write_s(checkpoint_bytes(1e9), 2e9) == 7
-    assert serving_bytes(1e9, 1000, 4, 2000) == 1e9 + 8e6
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from sim.scenario.fields import leaves
 from sim.scenario.scenario import Scenario
 from sim.ui.scenario_store import shipped_names
 from sim.ui.sidebar import LEVERS
-from tests.helpers.app import APP, drawn
-from tests.helpers.places import ROOT
+from tests.helpers.app import drawn
+from tests.helpers.places import APP, ROOT
 
 
 def said(text: str) -> str:

@@ -10,8 +10,9 @@ import pytest
 import streamlit as st
 
 from engine.errors import InputError
+from engine.utils.progress import Progress
 from sim.i18n.translate import language, speaking
-from sim.ui.jobs import Bench, Cancelled, Tell
+from sim.ui.jobs import Bench, Cancelled
 
 WAIT_S = 20.0
 
@@ -33,8 +34,8 @@ def as_visitor(name: str) -> None:
     st.session_state["visitor"] = name
 
 
-def waits(gate: threading.Event, begun: list[str], name: str) -> Callable[[Tell], str]:
-    def work(tell: Tell) -> str:
+def waits(gate: threading.Event, begun: list[str], name: str) -> Callable[[Progress], str]:
+    def work(tell: Progress) -> str:
         begun.append(name)
         while not gate.wait(0.01):
             tell(0.5, "waiting for the test")
@@ -112,7 +113,7 @@ def test_a_run_does_not_wait_for_studies(bench: Bench, gate: threading.Event) ->
 
 
 def test_a_failure_is_kept_with_its_reason(bench: Bench) -> None:
-    def fails(tell: Tell) -> None:
+    def fails(tell: Progress) -> None:
         raise InputError("market.price: found -1, allowed: a number ≥ 0")
 
     assert "found -1" in str(bench.start("wrong", fails).future.exception(WAIT_S))
@@ -122,7 +123,7 @@ def test_a_failure_is_kept_with_its_reason(bench: Bench) -> None:
 def test_the_time_left_follows_the_progress(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     told, finish = threading.Event(), threading.Event()
 
-    def work(tell: Tell) -> None:
+    def work(tell: Progress) -> None:
         tell(0.25, "a quarter")
         told.set()
         finish.wait(WAIT_S)

@@ -8,7 +8,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.helpers.actuals import Truth, plan_of, write_company
-from tests.helpers.app import APP, drawn
+from tests.helpers.app import drawn
+from tests.helpers.places import APP
 
 TRUTH = Truth(months=2, free=4, paid=6)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.helpers.app import APP, drawn
+from tests.helpers.app import drawn
+from tests.helpers.places import APP
 
 
 def opened(page: str) -> AppTest:

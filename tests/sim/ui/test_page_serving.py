@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tokenizers
 from streamlit.testing.v1 import AppTest
-from test_architectures import SERVED, VOCABULARY, saved
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import InputError
@@ -34,6 +33,7 @@ from sim.figures import hardware, prompt, serving
 from sim.figures import profile as figures_engine
 from sim.figures.theme import PALETTES
 from sim.utils.paths import shipped_profiles_dir
+from tests.engine.inference.test_architectures import SERVED, VOCABULARY, saved
 from tests.helpers.places import APP
 from tests.helpers.profile import synthetic_profile
 

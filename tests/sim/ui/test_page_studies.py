@@ -20,19 +20,20 @@ from sim.figures.compare import COLUMNS, difference, meanings, sentence, shorten
 from sim.figures.decide import answer, candidates, curve
 from sim.figures.study import fan, indices, ruin, spread, tornado
 from sim.figures.theme import PALETTES, Theme, without_title
-from sim.scenario.outcomes import OUTCOMES
+from sim.scenario.metrics import OUTCOMES
 from sim.scenario.scenario import Scenario
 from sim.study.compare import Comparison, compare
 from sim.study.explain import Explanation, explain_by_account, explain_by_assumption
 from sim.study.goal_seek import GoalSeek, goal_seek
 from sim.study.monte_carlo import MonteCarlo, monte_carlo
 from sim.study.optimise import Optimum, optimise
+from sim.study.runs.options import RunOptions
 from sim.study.sensitivity import Sensitivity, sensitivity
 from sim.study.waterfall import Term, waterfall
 from tests.helpers import app
-from tests.helpers.app import APP
+from tests.helpers.places import APP
 
-HERE: dict[str, Any] = {"workers": 0}
+HERE: dict[str, Any] = {"options": RunOptions(workers=0)}
 drawn = partial(app.drawn, patience_s=240.0)  # on a machine that does much else
 PRICE = "market.price_usd_per_mtok_output"
 MARKETING = "market.marketing_usd_per_month"
@@ -255,7 +256,7 @@ def opened(page: str, **query: str | list[str]) -> AppTest:
     drawn(app)
     for key, value in query.items():  # a page change clears what no widget has bound
         app.query_params[key] = value
-    return drawn(app.switch_page(f"sim/ui/{page}.py"))
+    return drawn(app.switch_page(f"sim/ui/pages/{page}.py"))
 
 
 def text_of(app: AppTest) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.batch import SchedulerConfig
 from engine.errors import InputError
-from sim.serving.replay import replay_with_stats
+from sim.serving.replay import equal_replicas, replay_fleet
 from sim.validation.compare import RecordedSteps, measures, scheduler_errors, step_errors
 from sim.validation.observe import Observation, build_prompts, full_prefix_hashes, observe, warm_up
 from tests.helpers.observed import drawn_requests, fake_observation
@@ -62,7 +62,7 @@ def test_with_its_own_step_times_the_replay_gives_the_run_back(
 ) -> None:
     requests, run = observed
     times = synthetic_profile().step_time_model()
-    frame, _ = replay_with_stats(requests, RecordedSteps(run, times), llm.config)
+    frame, _ = replay_fleet(requests, equal_replicas(RecordedSteps(run, times), llm.config))
     # What is left: the first step after an idle time begins a little late.
     late = np.abs(frame["finished_s"] - run.requests["finished_s"]).max()
     assert late < 0.05 * run.requests["finished_s"].max()
@@ -80,8 +80,9 @@ def test_equal_prefixes_are_found_by_both(llm: LLM) -> None:
         }
     )
     run = observe(llm, requests)
-    replayed, _ = replay_with_stats(
-        full_prefix_hashes(requests, 16), synthetic_profile(speed=100).step_time_model(), llm.config
+    replayed, _ = replay_fleet(
+        full_prefix_hashes(requests, 16),
+        equal_replicas(synthetic_profile(speed=100).step_time_model(), llm.config),
     )
     assert run.requests["cached_tokens"].tolist() == replayed["cached_tokens"].tolist() == [0, 48, 0]
     again = observe(llm, requests)
@@ -148,7 +149,7 @@ def test_stepping_with_noise_and_replaying_its_steps_agree_exactly() -> None:
     requests = drawn_requests(150, 3.0, seed=2)
     run = fake_observation(requests, truth, config, noise=0.3)
     assert scheduler_errors([run], requests, config, truth).abs().max() < 1e-9
-    frame, _ = replay_with_stats(requests, RecordedSteps(run, truth), config)
+    frame, _ = replay_fleet(requests, equal_replicas(RecordedSteps(run, truth), config))
     np.testing.assert_allclose(frame["finished_s"], run.requests["finished_s"], rtol=1e-9)
     assert measures(frame) == pytest.approx(measures(run.requests), rel=1e-9)
     assert step_errors([fake_observation(requests, truth, config)], truth)["median_error"] < 1e-12

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_calibration import uncertain_profile
 from typer.testing import CliRunner
 
 from engine.batch import SchedulerConfig
@@ -23,6 +22,7 @@ from sim.validation.posterior import posterior_of
 from sim.validation.recorded_run import read_recorded
 from tests.helpers.observed import drawn_requests, fake_observation
 from tests.helpers.profile import synthetic_profile
+from tests.sim.validation.test_calibration import uncertain_profile
 
 CONFIG = SchedulerConfig(num_blocks=2048)
 LENGTHS = Lengths(96.0, 24.0)
@@ -199,10 +199,10 @@ def test_the_real_model_is_predicted(tmp_path: Path) -> None:
     """The scheduler is exact on any machine, and a calibrated profile is about right on one that does nothing else."""
     pytest.importorskip("torch")
     from engine.profiling.profiler import measure_profile
-    from sim.validation.serving import validate_serving
+    from sim.validation.serving import ValidationOptions, validate_serving
 
     profile = measure_profile(budget_s=20.0, training=False)
-    found = validate_serving(profile, ["0.3"], requests=40, runs=1, calibrate=True)
+    found = validate_serving(profile, ["0.3"], ValidationOptions(requests=40, runs=1, calibrate=True))
     assert found.table["scheduler_error"].abs().max() < 0.02
     if found.steps["0.3"]["stalled_share"] > 0.02:
         pytest.skip("something else kept this machine's cores busy")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import expm
 
 from engine.errors import InputError
 from sim.workload.arrivals import (
@@ -20,7 +21,6 @@ from sim.workload.arrivals import (
     hourly_shape,
     in_shape,
     index_of_dispersion,
-    modulated_dispersion,
     out_of_shape,
 )
 
@@ -47,6 +47,21 @@ def test_gaps_follow_a_table() -> None:
     assert np.quantile(gaps, [0.3, 0.6, 0.99]) == pytest.approx(
         scale * np.array([math.sqrt(0.01 * 0.1), 0.1, 2.0]), rel=0.05
     )
+
+
+def modulated_dispersion(process: MarkovModulated, rate_rps: float, window_s: float) -> float:
+    """Index of dispersion of counts of a stationary Markov-modulated process, in closed form.
+
+    With generator Q, rates λ = diag(Λ), time shares π and the deviation matrix D = (1π − Q)⁻¹ − 1π:
+    1 + 2/(λ̄ t) · πΛ [D t − D² (I − e^{Qt})] λ (Fischer & Meier-Hellstern 1993, eq. 23 in another notation).
+    """
+    generator, shares = process.generator, process.shares
+    rates = rate_rps * process.relative_rates
+    limit = np.tile(shares, (shares.size, 1))
+    deviation = np.linalg.inv(limit - generator) - limit
+    unit = np.eye(shares.size)
+    between = deviation * window_s - deviation @ deviation @ (unit - expm(generator * window_s))
+    return float(1 + 2 / (rate_rps * window_s) * (shares * rates) @ between @ rates)
 
 
 @pytest.mark.parametrize("window_s", [0.5, 5.0, 50.0, 500.0])
