@@ -1,4 +1,4 @@
-"""What Prometheus reads of the server: vLLM's metric names with vLLM's meanings, so that its dashboards work.
+"""Prometheus metrics under vLLM's names and with vLLM's meanings, so that its dashboards work.
 
 Names as in vLLM 0.12 (docs.vllm.ai, "Production Metrics"); times in seconds, measured in the engine's thread. The
 engine's thread alone writes; reading while it writes may miss the newest step, never more. Gauges are read from the
@@ -54,7 +54,7 @@ _COUNTS = (1, 2, 5, 10, 20)
 
 
 class Histogram:
-    """Counts of values by upper bound, and their sum."""
+    """Counts of values by upper bound, with their sum."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
@@ -62,12 +62,12 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count a value; one that equals a bound is below it."""
+        """Count a value; a value equal to a bound belongs to that bucket."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """(upper bound, values up to it), the last without bound."""
+        """Cumulative counts: (upper bound, values up to it), the last bound infinite."""
         bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return list(zip(bounds, accumulate(self.counts), strict=True))
 
@@ -108,7 +108,7 @@ class Metrics:
         self._token_s: dict[int, float] = {}  # when it got its last token
 
     def stepped(self, step: Step, begun_s: float, ended_s: float) -> None:
-        """A step ran from `begun_s` to `ended_s` (`time.perf_counter`)."""
+        """Record a step that ran from `begun_s` to `ended_s` (`time.perf_counter`)."""
         self.step_s += ended_s - begun_s
         count, last = self.counters, self._token_s
         observe = self.histograms["inter_token_latency_seconds"].observe
@@ -130,7 +130,7 @@ class Metrics:
         self.histograms["iteration_tokens_total"].observe(prompt + sampled)
 
     def finished(self, output: RequestOutput, params: SamplingParams) -> None:
-        """A request ended, for whatever reason."""
+        """Record a request that ended for any reason."""
         times, observe = output.metrics, self._observe
         begun_s = self._begun_s.pop(output.request_id, None)
         self._token_s.pop(output.request_id, None)
@@ -202,7 +202,7 @@ class Metrics:
 
 
 class _Collected:
-    """What prometheus_client asks for the families of metrics."""
+    """Collector of the metric families for prometheus_client."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

@@ -1,4 +1,4 @@
-"""What a key may use: requests and tokens per minute, and money per month.
+"""Limits of an API key: requests and tokens per minute, and a budget per month.
 
 The limits per minute are token buckets (Turner 1986, "New directions in communications"): a bucket of a minute's
 allowance that refills evenly, so a key may burst up to a minute's worth and never exceeds the rate in the long run. A
@@ -20,29 +20,29 @@ from engine.usage.meter import Meter, TokenPrices
 
 @dataclass
 class TokenBucket:
-    """`per_minute` units a minute; starts full."""
+    """Token bucket that refills at `per_minute` units per minute and starts full."""
 
     per_minute: int
     level: float
     at_s: float
 
     def refill(self, now_s: float) -> None:
-        """Let time pass up to `now_s`."""
+        """Refill up to the time `now_s`."""
         gained = (now_s - self.at_s) * self.per_minute / 60
         self.level, self.at_s = min(self.level + gained, float(self.per_minute)), now_s
 
     def wait_s(self, amount: float) -> float:
-        """How long until so much is there; 0: now."""
+        """Seconds until `amount` units are available; 0: now."""
         return max(amount - self.level, 0.0) * 60 / self.per_minute
 
     @property
     def full_in_s(self) -> float:
-        """How long until it is full again."""
+        """Seconds until the bucket is full."""
         return self.wait_s(self.per_minute)
 
 
 class Limits:
-    """Of all keys; used on the event loop alone."""
+    """Rate limits and budgets of all keys; used on the event loop only."""
 
     def __init__(
         self, meter: Meter | None = None, prices_of: Callable[[str | None], TokenPrices | None] | None = None
@@ -87,14 +87,14 @@ class Limits:
         return tokens, self.headers(key)
 
     def give_back(self, key: ApiKey, tokens: int, requests: int = 0) -> None:
-        """What a request took and did not use; less than nothing if it used more."""
+        """Return the unused part of a reservation; negative if the request used more."""
         for what, amount in (("tokens", tokens), ("requests", requests)):
             bucket = self._buckets.get((key.key_id, what))
             if bucket is not None:
                 bucket.level = min(bucket.level + amount, float(bucket.per_minute))
 
     def headers(self, key: ApiKey) -> dict[str, str]:
-        """x-ratelimit headers as OpenAI's API sends them, of the limits that the key has."""
+        """x-ratelimit headers of the key's limits, as OpenAI's API sends them."""
         now_s = time.monotonic()
         found: dict[str, str] = {}
         for what, limit in (("requests", key.requests_per_minute), ("tokens", key.tokens_per_minute)):

@@ -1,4 +1,4 @@
-"""What the routes work with: the engine, the tokenizer beside the event loop, and what a body asks the engine for."""
+"""From request bodies to token ids and sampling parameters, off the event loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CUT_TOKENS = 64  # more than a cut in the midst of a text adds
 
 @dataclass
 class Service:
-    """What the routes work with."""
+    """The served model as the routes use it: engine, tokenizer, limits, lifecycle."""
 
     engine: EngineThread
     lifecycle: RequestLifecycle
@@ -43,13 +43,13 @@ class Service:
 
     @property
     def llm(self) -> LLM:
-        """The loaded model; the door lets nobody in before."""
+        """The loaded model; requests are refused before it is loaded."""
         assert self.engine.llm is not None
         return self.engine.llm
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
-        """The tokenizer; a copy, because the engine's thread uses its own."""
+        """Tokenizer of the event loop's side; the engine's thread uses its own copy."""
         if self.llm.tokenizer is None:
             return None
         copied = copy.deepcopy(self.llm.tokenizer)
@@ -57,22 +57,22 @@ class Service:
         return Vocabulary(copied, self.llm.shape.vocab_size)
 
     def require_tokenizer(self) -> Vocabulary:
-        """The tokenizer, which is needed here."""
+        """The tokenizer; 400 for a model without one."""
         if self.vocabulary is None:
             raise bad("this model has no tokenizer: give token ids")
         return self.vocabulary
 
     @property
     def longest(self) -> int:
-        """Tokens that a request may have, its answer included."""
+        """Maximum tokens of a request, output included."""
         return min(self.llm.shape.max_context_tokens, self.llm.config.cache_tokens)
 
     async def in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Work on texts, beside the event loop: a long text takes long."""
+        """Run `work` in a thread, so that a long text does not block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work, *arguments)
 
     def require_model(self, name: str | None) -> None:
-        """404 for another model than the one that is served."""
+        """Raise 404 unless `name` is the served model."""
         if name is not None and name != self.model:
             raise ApiError(
                 404, f"The model {name[:200]!r} does not exist; this server has {self.model!r}",
@@ -128,7 +128,7 @@ class Service:
     def sampling(
         self, body: schema.Sampling, max_tokens: int | None, logprobs: int | None, longest_prompt: int
     ) -> SamplingParams:
-        """What a body asks the engine for; without max_tokens what there is room for."""
+        """Sampling parameters of a body; without max_tokens, the rest of the context."""
         room = self.longest - longest_prompt
         if max_tokens is None:
             max_tokens = max(min(room, self.max_output_tokens or room), 1)

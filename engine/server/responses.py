@@ -1,4 +1,4 @@
-"""What comes out of the engine, written as OpenAI's API writes it: whole, or piece by piece as server-sent events."""
+"""Engine output in OpenAI's response format: as one body, or as server-sent events."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _REASONS = {"stop": "stop", "length": "length", "timeout": "length", "cancelled"
 
 
 class Vocabulary:
-    """A tokenizer that the event loop's side uses; the engine's thread has its own."""
+    """Token texts and bytes for the event loop's side; the engine's thread uses its own tokenizer."""
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
 
     @cached_property
     def bytes(self) -> list[bytes]:
-        """Of each token."""
+        """UTF-8 bytes of a token."""
         return token_bytes(self.tokenizer, self.vocab_size)
 
     def text(self, token: int) -> str:
-        """Of one token; of half a character what OpenAI shows: its bytes, escaped. Special tokens by their name."""
+        """Text of a token as OpenAI shows it: an incomplete character as escaped bytes, a special token by name."""
         raw = self.bytes[token]
         if not raw:
             return str(self.tokenizer.convert_ids_to_tokens(token) or "")
@@ -44,7 +44,7 @@ class Vocabulary:
 
 
 def usage_of(inflight: InFlightRequest) -> dict[str, Any]:
-    """Tokens of a request; a prompt counts once, whatever n is."""
+    """Token usage of a request; a prompt counts once for any n."""
     prompts = [sample.output for sample in firsts(inflight)]
     prompt = sum(len(output.prompt_token_ids) for output in prompts)
     cached = sum(output.metrics.cached_tokens for output in prompts)
@@ -67,7 +67,7 @@ def firsts(inflight: InFlightRequest) -> list[Sample]:
 
 
 class Chat:
-    """Answers of /v1/chat/completions."""
+    """Choices of /v1/chat/completions."""
 
     def __init__(self, request_id: str, model: str, vocabulary: Vocabulary | None) -> None:
         self.head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
@@ -75,7 +75,7 @@ class Chat:
         self._vocabulary = vocabulary
 
     def choice(self, index: int, sample: Sample) -> dict[str, Any]:
-        """A finished answer."""
+        """Choice of a finished sample."""
         return {
             "index": index,
             "message": {"role": "assistant", "content": sample.text},
@@ -84,7 +84,7 @@ class Chat:
         }
 
     def first_delta(self, index: int) -> dict[str, Any]:
-        """What a stream opens an answer with."""
+        """First delta of a streamed choice."""
         return {
             "index": index,
             "delta": {"role": "assistant", "content": ""},
@@ -95,7 +95,7 @@ class Chat:
     def delta(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None
     ) -> dict[str, Any]:
-        """What a stream adds to an answer."""
+        """Delta of a streamed choice with new text."""
         return {
             "index": index,
             "delta": {"content": text} if text or reason is None else {},
@@ -104,7 +104,7 @@ class Chat:
         }
 
     def logprobs(self, sample: Sample, start: int, _: int) -> dict[str, Any] | None:
-        """Of the tokens from `start` on; None if they were not asked for."""
+        """Log probabilities of the tokens from `start` on; None if not requested."""
         found = sample.output.logprobs
         if found is None or self._vocabulary is None:
             return None
@@ -126,31 +126,31 @@ class Chat:
 
 
 class Text:
-    """Answers of /v1/completions."""
+    """Choices of /v1/completions."""
 
     def __init__(
         self, request_id: str, model: str, vocabulary: Vocabulary | None, echoed: Sequence[str]
     ) -> None:
-        """`echoed`: what each answer begins with, beside what was generated."""
+        """`echoed`: text before the generated text of each choice."""
         self.head = {"id": f"cmpl-{request_id}", "created": int(time.time()), "model": model}
         self.object = self.chunk_object = "text_completion"
         self._vocabulary, self._echoed = vocabulary, echoed
 
     def choice(self, index: int, sample: Sample) -> dict[str, Any]:
-        """A finished answer."""
+        """Choice of a finished sample."""
         text = self._echoed[index] + sample.text
         return self.delta(
             index, text, self.logprobs(sample, 0, len(self._echoed[index])), sample.finish_reason
         )
 
     def first_delta(self, index: int) -> dict[str, Any] | None:
-        """What a stream opens an answer with: the prompt, if it is echoed."""
+        """First delta of a streamed choice: the echoed prompt, if requested."""
         return self.delta(index, self._echoed[index], None, None) if self._echoed[index] else None
 
     def delta(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None
     ) -> dict[str, Any]:
-        """What a stream adds to an answer."""
+        """Delta of a streamed choice with new text."""
         return {
             "index": index,
             "text": text,
@@ -159,7 +159,7 @@ class Text:
         }
 
     def logprobs(self, sample: Sample, start: int, offset: int) -> dict[str, Any] | None:
-        """Of the tokens from `start` on; the text of the first begins at `offset`."""
+        """Log probabilities of the tokens from `start` on; the text of the first begins at character `offset`."""
         found, vocabulary = sample.output.logprobs, self._vocabulary
         if found is None or vocabulary is None:
             return None
@@ -182,13 +182,13 @@ Form = Chat | Text
 
 
 def whole(form: Form, inflight: InFlightRequest) -> bytes:
-    """The body of an answer that is no stream."""
+    """Body of a response that is not streamed."""
     choices = [form.choice(index, sample) for index, sample in enumerate(inflight.samples)]
     return _json({**form.head, "object": form.object, "choices": choices, "usage": usage_of(inflight)})
 
 
 class Stream:
-    """The events of one stream. What is the same in each of them is written once."""
+    """Events of one stream; the constant part of each event is serialised once."""
 
     def __init__(self, form: Form, inflight: InFlightRequest, options: StreamOptions) -> None:
         self._form, self._inflight, self._options = form, inflight, options
@@ -200,12 +200,12 @@ class Stream:
         self._offsets = [0] * len(inflight.samples)
 
     def first(self) -> bytes:
-        """The events that open the answers."""
+        """First events of the choices."""
         opened = [self._form.first_delta(index) for index in range(len(self._sent))]
         return "".join(self._event(each) for each in opened if each is not None).encode()
 
     def news(self, ends: bool = True) -> bytes:
-        """Events of everything that is new; may be nothing. `ends`: also that an answer is over."""
+        """Events of new tokens, possibly none. `ends`: finish reasons too."""
         events, counts = "", self._options.continuous_usage_stats
         for index, sample in enumerate(self._inflight.samples):
             characters, tokens, over = self._sent[index]
@@ -222,7 +222,7 @@ class Stream:
         return events.encode()
 
     def usage(self) -> bytes:
-        """The event that tells the tokens, if the client asked for it."""
+        """The usage event, if requested."""
         if not self._options.include_usage:
             return b""
         usage = json.dumps(usage_of(self._inflight))
@@ -236,14 +236,14 @@ class Stream:
 
 
 def embedded(vector: list[float], encoding: str) -> list[float] | str:
-    """A vector as the client asked for it."""
+    """An embedding in the requested encoding: floats or base64."""
     if encoding == "float":
         return vector
     return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity: OpenAI writes -9999 for what can't be."""
+    """A log probability as JSON: -9999 for minus infinity, as OpenAI writes it."""
     return max(logprob, -9999.0)
 
 

@@ -19,16 +19,16 @@ from engine.server import schema
 from engine.server.engine_thread import InFlightRequest, StoppedError
 from engine.server.errors import ApiError, add_handlers, bad
 from engine.server.lifecycle import to_api_error
-from engine.server.middleware import RequestContext
+from engine.server.request_context import RequestContext
 from engine.server.request_parsing import Service
 from engine.server.responses import DONE, Chat, Form, Stream, Text, embedded, whole
 
-_GONE = 499  # the client went away (nginx' number); nobody reads it
+_CLIENT_CLOSED_REQUEST = 499  # nginx' number for its log; the client has disconnected
 _ERRORS = (400, 401, 404, 408, 413, 429, 500, 503)
 
 
 def make_app(service: Service) -> FastAPI:
-    """The application, without the door before it."""
+    """The application over one served model, without `AccessMiddleware` before it."""
     app = FastAPI(
         title="model-flywheel",
         description="OpenAI's API over the flywheel's engine.",
@@ -38,20 +38,30 @@ def make_app(service: Service) -> FastAPI:
     )
     add_handlers(app)
     keyed: dict[str, Any] = {"responses": schema.describe_responses(*_ERRORS)}
-    if service.needs_key:  # the door checks it; this describes it
+    if service.needs_key:  # the middleware checks it; this describes it
         keyed["dependencies"] = [Security(HTTPBearer(auto_error=False))]
-    streamed = keyed | {"responses": schema.describe_responses(*_ERRORS, stream=True)}
+    _add_operation(app, service)
+    _add_models(app, service, keyed)
+    _add_generation(app, service, keyed | {"responses": schema.describe_responses(*_ERRORS, stream=True)})
+    _add_embeddings(app, service, keyed)
+    _add_tokens(app, service, keyed)
+    _describe_truthfully(app)
+    return app
+
+
+def _add_operation(app: FastAPI, service: Service) -> None:
+    """What an operator asks: health, readiness, metrics."""
 
     @app.get("/health", response_model=schema.Status, responses={500: {"model": schema.Error}})
     async def health() -> Response:
-        """200 unless the engine failed: while the model is loaded and while the server drains, too."""
+        """Health status: 500 after the engine failed, else 200, also while the model loads and the server drains."""
         if service.engine.failure is not None:
             raise ApiError(500, "the engine failed")
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready", response_model=schema.Status, responses={503: {"model": schema.Error}})
     async def ready() -> Response:
-        """200 if requests are taken now."""
+        """Readiness: 200 when requests are accepted, 503 while the model loads or the server stops."""
         if service.draining():
             raise ApiError(503, "the server is stopping")
         if not service.engine.ready:
@@ -61,26 +71,34 @@ def make_app(service: Service) -> FastAPI:
     @app.get("/metrics", response_class=Response, responses={
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, 503: {"model": schema.Error}})  # fmt: skip
     async def metrics() -> Response:
-        """Prometheus' text format, with vLLM's names."""
+        """Metrics in Prometheus' text format, under vLLM's metric names."""
         if service.engine.llm is None:
             raise ApiError(503, "the model is not loaded")
         text = service.engine.metrics.exposition(service.engine.llm)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
+
+def _add_models(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
+    """Which model is served."""
+
     @app.get("/v1/models", response_model=schema.Models, **keyed)
     async def models() -> Response:
-        """The one model that is served."""
+        """List the served model."""
         return JSONResponse({"object": "list", "data": [_model(service)]})
 
     @app.get("/v1/models/{name:path}", response_model=schema.Model, **keyed)
     async def model(name: str) -> Response:
-        """The served model by its name."""
+        """Retrieve the served model by name."""
         service.require_model(name)
         return JSONResponse(_model(service))
 
+
+def _add_generation(app: FastAPI, service: Service, streamed: dict[str, Any]) -> None:
+    """Completions of prompts and of conversations, whole or streamed."""
+
     @app.post("/v1/completions", response_model=schema.Completion, **streamed)
     async def completions(body: schema.CompletionBody, request: Request) -> Response:
-        """Go on with a text."""
+        """Complete a prompt."""
         service.require_model(body.model)
         prompts = await service.in_thread(service.prompts, body.prompt, "prompt")
         if body.echo and body.logprobs is not None:
@@ -104,7 +122,7 @@ def make_app(service: Service) -> FastAPI:
 
     @app.post("/v1/chat/completions", response_model=schema.ChatCompletion, **streamed)
     async def chat(body: schema.ChatBody, request: Request) -> Response:
-        """Answer a conversation."""
+        """Complete a conversation."""
         service.require_model(body.model)
         if body.top_logprobs is not None and not body.logprobs:
             raise bad("top_logprobs: allowed with logprobs only", "top_logprobs")
@@ -117,9 +135,13 @@ def make_app(service: Service) -> FastAPI:
         text = "\n".join(message.text for message in body.messages)
         return await _answer(service, form, [prompt], params, body, text, request)
 
+
+def _add_embeddings(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
+    """Embeddings of texts."""
+
     @app.post("/v1/embeddings", response_model=schema.Embeddings, **keyed)
     async def embeddings(body: schema.EmbeddingBody, request: Request) -> Response:
-        """The mean of the model's last hidden states over each text, of length 1."""
+        """Embed texts: the mean of the last hidden states over each text, scaled to unit length."""
         service.require_model(body.model)
         prompts = await service.in_thread(service.prompts, body.input, "input")
         most = service.longest - 1
@@ -139,9 +161,13 @@ def make_app(service: Service) -> FastAPI:
         usage = {"prompt_tokens": context.prompt_tokens, "total_tokens": context.prompt_tokens}
         return JSONResponse({"object": "list", "model": service.model, "data": data, "usage": usage})
 
+
+def _add_tokens(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
+    """Token ids of texts, and back."""
+
     @app.post("/tokenize", response_model=schema.Tokens, **keyed)
     async def tokenize(body: schema.TokenizeBody) -> Response:
-        """Token ids of a prompt or of a conversation."""
+        """Tokenize a prompt or a conversation."""
         service.require_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise bad("give either prompt or messages")
@@ -156,7 +182,7 @@ def make_app(service: Service) -> FastAPI:
 
     @app.post("/detokenize", response_model=schema.Detokenized, **keyed)
     async def detokenize(body: schema.DetokenizeBody) -> Response:
-        """The text of token ids."""
+        """Convert token ids to text."""
         service.require_model(body.model)
         size = service.llm.shape.vocab_size
         if any(token >= size for token in body.tokens):
@@ -164,9 +190,6 @@ def make_app(service: Service) -> FastAPI:
         return JSONResponse(
             {"prompt": await service.in_thread(service.require_tokenizer().tokenizer.decode, body.tokens)}
         )
-
-    _describe_truthfully(app)
-    return app
 
 
 async def _on_engine(service: Service, prompt: list[int]) -> tuple[list[float], float]:
@@ -213,7 +236,7 @@ async def _answer(
     if inflight.disconnected:
         await inflight.closed.wait()
         await settle()
-        return Response(status_code=_GONE)
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
     if all(sample.finish_reason == "timeout" and not sample.tokens for sample in inflight.samples):
         await settle()
         raise ApiError(
@@ -228,7 +251,7 @@ async def _answer(
 
 
 class _Events(Response):
-    """A stream of server-sent events. That the answer is over is told when the request is metered, its text before."""
+    """A stream of server-sent events. Text is sent before the request is metered, the final event after."""
 
     media_type = "text/event-stream"
 
@@ -240,7 +263,7 @@ class _Events(Response):
         self._stream, self._inflight, self._settle = stream, inflight, settle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send what comes while it comes."""
+        """Send events as tokens arrive."""
         stream, inflight = self._stream, self._inflight
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         end = b""
@@ -285,7 +308,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 def _describe_truthfully(app: FastAPI) -> None:
-    """FastAPI writes that it answers bad bodies with 422; here it is 400."""
+    """Drop 422 from the OpenAPI document: FastAPI declares it, but invalid bodies are answered with 400 here."""
     described = app.openapi()
     for path in described["paths"].values():
         for operation in path.values():

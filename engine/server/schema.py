@@ -24,28 +24,30 @@ _Prompts = (
 
 
 class Body(BaseModel):
-    """What every request shares."""
+    """Fields common to all requests."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    model: str | None = Field(None, description="The served model's name; may be left out.")
-    user: str | None = Field(None, max_length=256, description="Whose request it is; kept with stored texts.")
+    model: str | None = Field(None, description="Name of the served model; optional.")
+    user: str | None = Field(
+        None, max_length=256, description="Identifier of the end user; stored with texts."
+    )
 
 
 class StreamOptions(BaseModel):
-    """What a stream holds beside the answer."""
+    """Options of a streamed response."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
     continuous_usage_stats: bool = Field(
         default=False,
-        description="The usage so far in each piece, and a piece for each token, with text or without.",
+        description="Include the usage so far in each chunk, and send a chunk per token, even without text.",
     )
 
 
 class ResponseFormat(BaseModel):
-    """json_object: the answer is a JSON object, by constrained decoding."""
+    """Response format; json_object constrains decoding to a JSON object."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -53,7 +55,7 @@ class ResponseFormat(BaseModel):
 
 
 class Sampling(Body):
-    """How an answer is sampled; null is the default."""
+    """Sampling parameters; null means the default."""
 
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -65,12 +67,12 @@ class Sampling(Body):
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="By token id."
+        None, description="Bias added to the logits, by token id."
     )
     response_format: ResponseFormat | None = None
-    store: bool | None = Field(None, description="Allow the server's owner to keep the prompt.")
-    metadata: dict[str, str] | None = Field(None, description="Taken and not used.")
-    top_k: int | None = Field(0, ge=0, description="0: all.")
+    store: bool | None = Field(None, description="Allow the operator to store the prompt.")
+    metadata: dict[str, str] | None = Field(None, description="Accepted and ignored.")
+    top_k: int | None = Field(0, ge=0, description="Sample from the k most likely tokens; 0: all.")
     min_p: float | None = Field(0.0, ge=0, le=1)
     repetition_penalty: float | None = Field(1.0, gt=0, le=10)
     min_tokens: int | None = Field(0, ge=0)
@@ -79,7 +81,7 @@ class Sampling(Body):
 
 
 class CompletionBody(Sampling):
-    """POST /v1/completions."""
+    """Request body of POST /v1/completions."""
 
     prompt: _Prompts = Field(description="Text, token ids, or a list of either.")
     max_tokens: int | None = Field(16, ge=1)
@@ -88,7 +90,7 @@ class CompletionBody(Sampling):
 
 
 class TextPart(BaseModel):
-    """A piece of a message; text is the only kind."""
+    """Part of a message; text is the only supported type."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -97,17 +99,17 @@ class TextPart(BaseModel):
 
 
 class Message(BaseModel):
-    """A turn of a conversation."""
+    """Message of a conversation."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = Field(None, description="Taken and not used.")
+    name: str | None = Field(None, description="Accepted and ignored.")
 
     @property
     def text(self) -> str:
-        """All of it in one."""
+        """All parts of the content as one text."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content)
@@ -117,29 +119,31 @@ _Messages = Annotated[list[Message], Field(min_length=1, max_length=4096)]
 
 
 class ChatBody(Sampling):
-    """POST /v1/chat/completions."""
+    """Request body of POST /v1/chat/completions."""
 
     messages: _Messages
-    max_tokens: int | None = Field(None, ge=1, description="Default: what the context has room for.")
-    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Maximum output tokens; default: the rest of the context."
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, description="Alias of max_tokens.")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
 class EmbeddingBody(Body):
-    """POST /v1/embeddings."""
+    """Request body of POST /v1/embeddings."""
 
     input: _Prompts
     encoding_format: Literal["float", "base64"] | None = "float"
 
 
 def _only(name: str, other: str) -> dict[str, Any]:
-    """One field of two; the other is null or left out."""
+    """Describe two fields of which exactly one is given; the other is null or omitted."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}, other: {"type": "null"}}}
 
 
 class TokenizeBody(Body):
-    """POST /tokenize: a prompt, or the messages of a conversation."""
+    """Request body of POST /tokenize: either a prompt or messages."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [_only("prompt", "messages"), _only("messages", "prompt")]}
@@ -151,13 +155,13 @@ class TokenizeBody(Body):
 
 
 class DetokenizeBody(Body):
-    """POST /detokenize."""
+    """Request body of POST /detokenize."""
 
     tokens: list[_TokenId]
 
 
 class ErrorDetail(BaseModel):
-    """What was wrong."""
+    """Details of an error."""
 
     message: str
     type: str
@@ -166,19 +170,19 @@ class ErrorDetail(BaseModel):
 
 
 class Error(BaseModel):
-    """OpenAI's error body."""
+    """Error response body."""
 
     error: ErrorDetail
 
 
 class PromptDetails(BaseModel):
-    """Of the prompt's tokens."""
+    """Breakdown of the prompt tokens."""
 
     cached_tokens: int
 
 
 class CompletionUsage(BaseModel):
-    """Tokens of a request."""
+    """Token usage of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -187,7 +191,7 @@ class CompletionUsage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Parallel lists, an entry per token."""
+    """Log probabilities per output token, as parallel lists."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -196,7 +200,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One answer."""
+    """Generated choice."""
 
     index: int
     text: str
@@ -205,7 +209,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The answers to /v1/completions."""
+    """Response body of /v1/completions."""
 
     id: str
     object: Literal["text_completion"]
@@ -216,7 +220,7 @@ class Completion(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """One of the likeliest tokens."""
+    """Candidate token at one position."""
 
     token: str
     logprob: float
@@ -224,26 +228,26 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer."""
+    """Log probability of an output token, with the most likely candidates."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """An entry per token."""
+    """Log probabilities per output token."""
 
     content: list[TokenLogprob]
 
 
 class ChatAnswer(BaseModel):
-    """The model's turn."""
+    """Message generated by the model."""
 
     role: Literal["assistant"]
     content: str
 
 
 class ChatChoice(BaseModel):
-    """One answer."""
+    """Generated choice."""
 
     index: int
     message: ChatAnswer
@@ -252,7 +256,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answers to /v1/chat/completions."""
+    """Response body of /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"]
@@ -280,7 +284,7 @@ class Models(BaseModel):
 
 
 class Embedding(BaseModel):
-    """The vector of one input, as numbers or as base64 of little-endian float32."""
+    """Embedding of one input, as numbers or as base64 of little-endian float32."""
 
     object: Literal["embedding"]
     index: int
@@ -288,14 +292,14 @@ class Embedding(BaseModel):
 
 
 class EmbeddingUsage(BaseModel):
-    """Tokens of the inputs."""
+    """Token usage of an embeddings request."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Embeddings(BaseModel):
-    """The vectors of all inputs."""
+    """Response body of /v1/embeddings."""
 
     object: Literal["list"]
     model: str
@@ -304,7 +308,7 @@ class Embeddings(BaseModel):
 
 
 class Tokens(BaseModel):
-    """Token ids of a text."""
+    """Response body of /tokenize."""
 
     count: int
     max_model_len: int
@@ -312,19 +316,19 @@ class Tokens(BaseModel):
 
 
 class Detokenized(BaseModel):
-    """The text of token ids."""
+    """Response body of /detokenize."""
 
     prompt: str
 
 
 class Status(BaseModel):
-    """How the server is."""
+    """Status of the server."""
 
     status: str
 
 
 def describe_responses(*statuses: int, stream: bool = False) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's description of the errors of a route, and that its answer may be a stream."""
+    """OpenAPI description of a route's error responses and, with `stream`, of its event stream."""
     found: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in statuses}
     if stream:
         # Of each event, as OpenAPI 3.1 has it.

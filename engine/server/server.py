@@ -35,7 +35,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How a server runs."""
+    """Configuration of a server."""
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0: a free one
@@ -157,11 +157,11 @@ class Server:
         self._thread.join()
 
     def drain(self) -> None:
-        """Begin to stop: take no more, finish what is under way."""
+        """Begin to stop: refuse new requests, finish those in flight."""
         self._middleware.draining = True
 
     def run(self, on_ready: Callable[[LLM], None] | None = None) -> None:
-        """Serve until a signal says stop; on the main thread.
+        """Serve until a stop signal; call it on the main thread.
 
         Raises:
             InputError: the model can't be loaded.
@@ -232,7 +232,7 @@ class _Quiet(uvicorn.Server):
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it may."""
+    """Raise the limit of open files to the hard limit."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -2,58 +2,79 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sim.cli.options import with_options
 
 if TYPE_CHECKING:
     from engine.inference.llm import LLM
     from engine.usage.meter import Served, TokenPrices
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model is loaded and batched."""
+
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu"
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16; weights only: int8 (CPU), fp8 (CUDA).")
+    ] = "float32"
+    max_running: Annotated[
+        int | None, typer.Option(min=1, help="Most requests that decode together (default: 64; 256 on CUDA).")
+    ] = None
+    max_step_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a step (default: 512; 8192 on CUDA).")
+    ] = None
+    kv_cache_tokens: Annotated[
+        int | None,
+        typer.Option(min=16, help="Tokens that the KV cache holds (default: a share of free memory)."),
+    ] = None
+    draft_tokens: Annotated[int, typer.Option(min=0, help="Most tokens guessed ahead by prompt lookup.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of requests without their own.")] = 0
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """Where the server listens, and what it accepts."""
+
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; other than this machine's own needs keys.")
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000
+    queue: Annotated[int, typer.Option(min=0, help="Most requests that may wait; more get a 429.")] = 256
+    max_output_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of an answer (default: what the context has room for)."),
+    ] = None
+    request_timeout_s: Annotated[
+        float, typer.Option(help="Most seconds of a request, its wait included.")
+    ] = 600.0
+    drain_s: Annotated[float, typer.Option(help="Seconds to finish requests in flight after a stop signal.")] = 30.0
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Larger bodies get a 413.")] = 1 << 20
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False
+
+
+@with_options
 def serve(
+    http: HttpOptions,
+    engine: ModelOptions,
     model: Annotated[
         str,
         typer.Argument(
             help="smollm2-135m (bundled), a local directory, a GGUF file, a hub id, or ARCH@dummy."
         ),
     ] = "smollm2-135m",
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; other than this machine's own needs keys.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     served_name: Annotated[
         str | None, typer.Option(help="Name of the model for clients (default: MODEL).")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16; weights only: int8 (CPU), fp8 (CUDA).")
-    ] = "float32",
-    max_running: Annotated[
-        int | None, typer.Option(min=1, help="Most requests that decode together (default: 64; 256 on CUDA).")
-    ] = None,
-    max_step_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of a step (default: 512; 8192 on CUDA).")
-    ] = None,
-    kv_cache_tokens: Annotated[
-        int | None,
-        typer.Option(min=16, help="Tokens that the KV cache holds (default: a share of free memory)."),
-    ] = None,
-    draft_tokens: Annotated[int, typer.Option(min=0, help="Most tokens guessed ahead by prompt lookup.")] = 0,
-    queue: Annotated[int, typer.Option(min=0, help="Most requests that may wait; more get a 429.")] = 256,
-    max_output_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tokens of an answer (default: what the context has room for)."),
-    ] = None,
-    request_timeout_s: Annotated[
-        float, typer.Option(help="Most seconds of a request, its wait included.")
-    ] = 600.0,
-    drain_s: Annotated[float, typer.Option(help="Seconds for what is under way, once told to stop.")] = 30.0,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="Larger bodies get a 413.")] = 1 << 20,
     database: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +83,7 @@ def serve(
         ),
     ] = None,
     no_keys: Annotated[
-        bool, typer.Option("--no-keys", help="Meter, but let anybody on this machine ask.")
+        bool, typer.Option("--no-keys", help="Meter requests, but accept them from this machine without a key.")
     ] = False,
     scenario: Annotated[
         str | None,
@@ -75,33 +96,22 @@ def serve(
         Path | None,
         typer.Option(help='Append each request to this file; texts only of those with "store": true.'),
     ] = None,
-    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False,
-    seed: Annotated[int, typer.Option(help="Of requests without their own.")] = 0,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API; SIGTERM or Ctrl-C finishes what is under way and stops."""
     from engine.errors import InputError
 
-    if (database is None or no_keys) and not _is_loopback(host):
+    if (database is None or no_keys) and not _is_loopback(http.host):
         raise InputError(
-            f"--host: found {host!r} without keys, allowed is 127.0.0.1; keys come with --database"
+            f"--host: found {http.host!r} without keys, allowed is 127.0.0.1; keys come with --database"
         )
     from engine.profile.hardware import detect
     from engine.server.server import Server, ServerConfig
     from engine.usage.api_keys import ApiKeys
     from engine.usage.meter import Meter
 
-    machine = detect("cuda" if device.startswith("cuda") else "cpu", price_usd_per_hour)
+    machine = detect("cuda" if engine.device.startswith("cuda") else "cpu", price_usd_per_hour)
     config = ServerConfig(
-        host=host,
-        port=port,
-        model=served_name,
-        queue=queue,
-        max_body_bytes=max_body_bytes,
-        max_output_tokens=max_output_tokens,
-        request_timeout_s=request_timeout_s,
-        drain_s=drain_s,
-        log_prompts=log_prompts,
-        price_usd_per_hour=machine.price_usd_per_hour,
+        model=served_name, price_usd_per_hour=machine.price_usd_per_hour, **dataclasses.asdict(http)
     )
     prices_of = _prices_of(scenario) if scenario is not None else None
 
@@ -112,13 +122,13 @@ def serve(
         with quiet():
             return LLM(
                 model,
-                device,
-                dtype,
-                max_running_requests=max_running,
-                max_step_tokens=max_step_tokens,
-                kv_cache_tokens=kv_cache_tokens,
-                draft_tokens=draft_tokens,
-                seed=seed,
+                engine.device,
+                engine.dtype,
+                max_running_requests=engine.max_running,
+                max_step_tokens=engine.max_step_tokens,
+                kv_cache_tokens=engine.kv_cache_tokens,
+                draft_tokens=engine.draft_tokens,
+                seed=engine.seed,
             )
 
     keys = ApiKeys(database) if database is not None and not no_keys else None
