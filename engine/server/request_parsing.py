@@ -26,7 +26,7 @@ _CUT_TOKENS = 64  # more than a cut in the midst of a text adds
 
 
 @dataclass
-class Service:
+class ServedModel:
     """The served model as the routes use it: engine, tokenizer, limits, lifecycle."""
 
     engine: EngineThread
@@ -110,7 +110,7 @@ class Service:
             found.append(each)
         return found
 
-    def conversation(self, messages: list[schema.Message]) -> list[int]:
+    def conversation(self, messages: list[schema.ChatMessage]) -> list[int]:
         """Token ids of a conversation."""
         tokenizer = self.require_tokenizer().tokenizer
         if not tokenizer.chat_template:

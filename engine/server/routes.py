@@ -20,14 +20,14 @@ from engine.server.engine_thread import InFlightRequest, StoppedError
 from engine.server.errors import ApiError, add_handlers, bad
 from engine.server.lifecycle import to_api_error
 from engine.server.request_context import RequestContext
-from engine.server.request_parsing import Service
+from engine.server.request_parsing import ServedModel
 from engine.server.responses import DONE, Chat, Form, Stream, Text, embedded, whole
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx' number for its log; the client has disconnected
 _ERRORS = (400, 401, 404, 408, 413, 429, 500, 503)
 
 
-def make_app(service: Service) -> FastAPI:
+def make_app(service: ServedModel) -> FastAPI:
     """The application over one served model, without `AccessMiddleware` before it."""
     app = FastAPI(
         title="model-flywheel",
@@ -49,7 +49,7 @@ def make_app(service: Service) -> FastAPI:
     return app
 
 
-def _add_operation(app: FastAPI, service: Service) -> None:
+def _add_operation(app: FastAPI, service: ServedModel) -> None:
     """What an operator asks: health, readiness, metrics."""
 
     @app.get("/health", response_model=schema.Status, responses={500: {"model": schema.Error}})
@@ -78,7 +78,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_models(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
+def _add_models(app: FastAPI, service: ServedModel, keyed: dict[str, Any]) -> None:
     """Which model is served."""
 
     @app.get("/v1/models", response_model=schema.Models, **keyed)
@@ -93,7 +93,7 @@ def _add_models(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
         return JSONResponse(_model(service))
 
 
-def _add_generation(app: FastAPI, service: Service, streamed: dict[str, Any]) -> None:
+def _add_generation(app: FastAPI, service: ServedModel, streamed: dict[str, Any]) -> None:
     """Completions of prompts and of conversations, whole or streamed."""
 
     @app.post("/v1/completions", response_model=schema.Completion, **streamed)
@@ -136,7 +136,7 @@ def _add_generation(app: FastAPI, service: Service, streamed: dict[str, Any]) ->
         return await _answer(service, form, [prompt], params, body, text, request)
 
 
-def _add_embeddings(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
+def _add_embeddings(app: FastAPI, service: ServedModel, keyed: dict[str, Any]) -> None:
     """Embeddings of texts."""
 
     @app.post("/v1/embeddings", response_model=schema.Embeddings, **keyed)
@@ -162,7 +162,7 @@ def _add_embeddings(app: FastAPI, service: Service, keyed: dict[str, Any]) -> No
         return JSONResponse({"object": "list", "model": service.model, "data": data, "usage": usage})
 
 
-def _add_tokens(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
+def _add_tokens(app: FastAPI, service: ServedModel, keyed: dict[str, Any]) -> None:
     """Token ids of texts, and back."""
 
     @app.post("/tokenize", response_model=schema.Tokens, **keyed)
@@ -192,7 +192,7 @@ def _add_tokens(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
         )
 
 
-async def _on_engine(service: Service, prompt: list[int]) -> tuple[list[float], float]:
+async def _on_engine(service: ServedModel, prompt: list[int]) -> tuple[list[float], float]:
     def work(llm: LLM) -> tuple[list[float], float]:
         begun_s = time.perf_counter()
         vector = embed(llm, prompt)
@@ -208,7 +208,7 @@ async def _on_engine(service: Service, prompt: list[int]) -> tuple[list[float], 
 
 
 async def _answer(
-    service: Service,
+    service: ServedModel,
     form: Form,
     prompts: list[list[int]],
     params: SamplingParams,
@@ -297,7 +297,7 @@ async def _send(send: Send, events: bytes) -> None:
         await send({"type": "http.response.body", "body": events, "more_body": True})
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: ServedModel) -> dict[str, Any]:
     return {
         "id": service.model,
         "object": "model",

@@ -98,7 +98,7 @@ class TextPart(BaseModel):
     text: str
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """Message of a conversation."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -115,7 +115,7 @@ class Message(BaseModel):
         return "".join(part.text for part in self.content)
 
 
-_Messages = Annotated[list[Message], Field(min_length=1, max_length=4096)]
+_Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
 
 
 class ChatBody(Sampling):

@@ -24,7 +24,7 @@ from engine.server.engine_thread import EngineThread
 from engine.server.lifecycle import RequestLifecycle
 from engine.server.middleware import AccessMiddleware
 from engine.server.rate_limits import Limits
-from engine.server.request_parsing import Service
+from engine.server.request_parsing import ServedModel
 from engine.server.routes import make_app
 from engine.usage.api_keys import ApiKeys
 from engine.usage.meter import Meter, Served, TokenPrices
@@ -104,7 +104,7 @@ class Server:
             timeout_s=self.config.request_timeout_s,
             on_served=on_served,
         )
-        self._service = Service(
+        self._service = ServedModel(
             self.engine,
             lifecycle,
             model,

@@ -10,7 +10,7 @@ import typer
 
 from engine.errors import InputError
 from engine.utils.files import check_writable, write_atomically
-from sim.cli.load_options import LoadOptions, numbers_of, prices_of, split
+from sim.cli.load_options import OfferedLoadOptions, numbers_of, prices_of, split
 from sim.cli.options import JsonFlag, ProfileOption, with_options
 from sim.cli.terminal import print_grid, print_json, print_table, progress_bar
 from sim.i18n import numbers
@@ -38,7 +38,7 @@ def capacity(
     fleet: Annotated[
         Path | None, typer.Option(help="Fleet file (YAML), instead of one replica of the profile.")
     ] = None,
-    asked: LoadOptions,
+    asked: OfferedLoadOptions,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the requests.")] = 0,
     out: Annotated[Path | None, typer.Option(help="CSV file of the table by load.")] = None,
     as_json: JsonFlag = False,
@@ -115,7 +115,7 @@ def configure(
         list[str] | None,
         typer.Option("--price", metavar="NAME=USD", help="Price of an accelerator per hour; repeatable."),
     ] = None,
-    asked: LoadOptions,
+    asked: OfferedLoadOptions,
     against: Annotated[str, typer.Option(help="Latency of the Pareto curve: ttft, tpot or e2e.")] = "e2e",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the requests.")] = 0,
     out: Annotated[Path | None, typer.Option(help="CSV file of all configurations.")] = None,

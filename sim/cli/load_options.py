@@ -19,7 +19,7 @@ _NO_LIMIT_S = 1e9
 
 
 @dataclass(frozen=True)
-class LoadOptions:
+class OfferedLoadOptions:
     """The load offered to a fleet, and the latencies within which it must be served."""
 
     traffic: Annotated[

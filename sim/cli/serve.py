@@ -57,7 +57,9 @@ class HttpOptions:
     request_timeout_s: Annotated[
         float, typer.Option(help="Most seconds of a request, its wait included.")
     ] = 600.0
-    drain_s: Annotated[float, typer.Option(help="Seconds to finish requests in flight after a stop signal.")] = 30.0
+    drain_s: Annotated[
+        float, typer.Option(help="Seconds to finish requests in flight after a stop signal.")
+    ] = 30.0
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Larger bodies get a 413.")] = 1 << 20
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False
 
@@ -83,7 +85,8 @@ def serve(
         ),
     ] = None,
     no_keys: Annotated[
-        bool, typer.Option("--no-keys", help="Meter requests, but accept them from this machine without a key.")
+        bool,
+        typer.Option("--no-keys", help="Meter requests, but accept them from this machine without a key."),
     ] = False,
     scenario: Annotated[
         str | None,

@@ -123,8 +123,7 @@ def plan_run(
     pue: float = 1.0,
     grid_g_per_kwh: float = 0.0,
 ) -> RunPlan:
-    """What a run of `flop` operations is expected to take; with the defaults nothing fails and hours are FLOP over
-    speed.
+    """Expected hours, energy and cost of a run of `flop` operations; by default without failures.
 
     Args:
         flop: of the whole run, counted as `mfu` counts.

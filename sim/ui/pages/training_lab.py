@@ -17,13 +17,13 @@ from engine.profile.hardware import CATALOG, Accelerator
 from engine.training.scaling_law import BESIROGLU_2024, ScalingConstants, load_law, loss_interval
 from engine.utils.json_file import read_json_object
 from engine.utils.progress import Progress
-from sim.cli.scaling import LIBRARY_MB, RECIPE, SIZES, VOCAB_SIZE, parse_sizes, scenario_keys
 from sim.figures.training import loss_curve, planned_loss, scaling_law
 from sim.i18n import numbers
 from sim.i18n.translate import mark, tr
 from sim.planner.training import published_mfu, run_of
 from sim.training.memory import zero_bytes
 from sim.training.run import RunPlan
+from sim.training.scaling_recipe import LIBRARY_MB, RECIPE, SIZES, VOCAB_SIZE, parse_sizes, scenario_keys
 from sim.ui import components, sidebar, url_state
 from sim.ui.jobs import Job, bench
 from sim.ui.process_tasks import run_apart

@@ -336,13 +336,15 @@ def test_bad_input_is_one_line(
 
 
 def test_words_of_the_command_line() -> None:
-    goal = load_options.LoadOptions(ttft=1.0, objectives=["chat:ttft=2,tpot=0.1"], percentile="99").goal(LOAD)
+    goal = load_options.OfferedLoadOptions(
+        ttft=1.0, objectives=["chat:ttft=2,tpot=0.1"], percentile="99"
+    ).goal(LOAD)
     assert [(each.label, each.limit_s) for each in goal if isinstance(each, Limit)] == [
         ("ttft_p99_s", 1.0),
         ("chat ttft_p99_s", 2.0),
         ("chat tpot_p99_s", 0.1),
     ]
-    (share,) = load_options.LoadOptions(ttft=1.0, tpot=0.1, met=0.9).goal(LOAD)
+    (share,) = load_options.OfferedLoadOptions(ttft=1.0, tpot=0.1, met=0.9).goal(LOAD)
     assert share == MetShare(0.9, Objective(1.0, 0.1))
     assert load_options.shares_of("chat=0.7,code=0.3") == {"chat": 0.7, "code": 0.3}
     assert load_options.prices_of(["H100 SXM=2.5"]) == {"H100 SXM": 2.5}

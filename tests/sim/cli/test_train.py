@@ -14,9 +14,10 @@ from engine.errors import InputError
 from engine.training.python_docs import standard_library
 from engine.training.scaling_law import load_law
 from sim.cli.loop import loop
-from sim.cli.scaling import parse_sizes, scaling, scenario_keys
+from sim.cli.scaling import scaling
 from sim.cli.train import train
 from sim.scenario.scenario import Scenario
+from sim.training.scaling_recipe import parse_sizes, scenario_keys
 
 LIBRARY = ["--library-mb", "0.8"]
 
