@@ -62,7 +62,7 @@ def write_outputs(
 ) -> Path:
     """Write a run's files into a folder; gives the path of the report (of the first file, where there is none).
 
-    All are written beside their places first and then moved there: whoever looks sees the old files or the new
+    All are written beside their places first and then moved there: a reader sees the old files or the new
     ones, never half of one. Whatever `progress` raises ends the work and leaves the old files.
 
     Args:
@@ -101,7 +101,7 @@ def write_outputs(
 def check_choices(
     formats: Iterable[str] | None = None, sections: Iterable[str] | None = None, language: str | None = None
 ) -> None:
-    """Refuse what `write_outputs` would refuse, before a run is made.
+    """Check the choices of `write_outputs` before a run is made.
 
     Raises:
         InputError: an unknown format, section or language; an empty list.

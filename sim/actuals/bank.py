@@ -65,7 +65,7 @@ _KINDS = ("paid", "bill")
 
 @dataclass(frozen=True)
 class BankRow:
-    """A movement of money (or, where `is_bill`, one that is owed): what comes in is positive. `time_s` is unix time."""
+    """A payment (or, where `is_bill`, a bill not yet paid); income is positive. `time_s` is unix time."""
 
     line: int
     time_s: float
@@ -107,7 +107,7 @@ def read_bank(path: Path, mapping: Mapping[str, str] | None = None, *, keep_repe
 def bank_in(
     content: bytes, file: str, mapping: Mapping[str, str] | None = None, *, keep_repeated: bool = False
 ) -> Bank:
-    """The same of a file's content; `file` is its name in messages.
+    """Read rows from a file's content; `file` is its name in error messages.
 
     Raises:
         InputError: as `read_bank`.

@@ -58,7 +58,7 @@ class Books:
     """Complete books of some months, and what could not be posted.
 
     `bills`: of each month. `outside_lines`: bank rows before or after these months. `opening_is_planned`: no bank row
-    says what was in the bank, so the plan's cash stands in.
+    has the opening balance, so the plan's cash replaces it.
     """
 
     ledger: Ledger
@@ -82,13 +82,13 @@ def keep_books(
     planned_opening_micro: int,
     default_plan: str | None = None,
 ) -> Books:
-    """Post everything.
+    """Post all actual months into a ledger.
 
     Args:
         metered: the meter's months.
         scenario: whose plans and prices are billed.
         bank: rows of the bank; None: nothing is known of other cost and of cash.
-        planned_opening_micro: the plan's cash before the first month, for a bank that doesn't say.
+        planned_opening_micro: the plan's cash before the first month, for a bank file without an opening balance.
         default_plan: of keys that name none.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The assumptions of a scenario as they were measured: what the meter and the bank say, and how surely.
+"""The assumptions of a scenario as measured from the meter and the bank, with bounds.
 
 Every estimate stands as it was seen (a share of customers lost per month, say) and, where a key of the scenario holds
 it, as it is written there: with the world's part taken out (`sim.actuals.market_conditions`) and as a distribution
-(`sim.actuals.estimates`). Where there is too little to tell (one customer, no case at all) the plan's value stays.
+(`sim.actuals.estimates`). Where there is too little data (one customer, no case at all) the plan's value stays.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 RECENT_MONTHS = 3  # whose usage is that of now
-_LEAST_MONTHS = 3  # of one customer, to tell how his usage grows
-_FULL = 0.999  # of a month: part months say little about growth
+_LEAST_MONTHS = 3  # of one customer, to estimate the growth of usage
+_FULL = 0.999  # of a month: part months carry little about growth
 
 CHURN = mark("Churn per month")
 RENEWAL = mark("Contracts lost at the end of a term")
@@ -279,7 +279,7 @@ def realised_price(measured: Measured, name: str) -> list[MeasuredAssumption]:
 
 
 def serving_cost(measured: Measured) -> list[MeasuredAssumption]:
-    """What the meter says that a token costs, day by day."""
+    """Cost per token from the meter, by day."""
     days = measured.metered.by_day
     return estimated(
         COST, "", "USD per million tokens", ratio(days["cost_micro_usd"], days["tokens"]), len(days)
@@ -287,7 +287,7 @@ def serving_cost(measured: Measured) -> list[MeasuredAssumption]:
 
 
 def other_cost(measured: Measured) -> list[MeasuredAssumption]:
-    """What the bank says of other cost: months are the groups."""
+    """Other costs from the bank; months are the groups."""
     if not measured.books.has_bank:
         return []
     finance = measured.plan.scenario.finance

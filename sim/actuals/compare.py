@@ -1,4 +1,4 @@
-"""Plan against actual: the plan's run, the books of what happened, what that says of the assumptions, and what follows.
+"""Plan against actual: the plan's run, the actual books, calibrated assumptions, and the forecast.
 
 Models a month-end review. The plan is a run of the scenario; the actual months stand in books of the same chart
 (`sim.actuals.books`); their difference is explained (`sim.actuals.variance`); the scenario is calibrated from what was
@@ -25,7 +25,7 @@ from sim.actuals.estimates import ratio
 from sim.actuals.measured import Measured
 from sim.actuals.meter import Metered, read_meter
 from sim.actuals.rebase import rebased, segment_key
-from sim.actuals.subscriptions import Subscriptions, read_lives
+from sim.actuals.subscriptions import Subscriptions, read_subscriptions
 from sim.actuals.tables import account_table, by_month, fan_columns, revenue_table, usage_table
 from sim.actuals.traffic import Traffic, read_traffic
 from sim.billing.charges import month_index, plans_of
@@ -44,7 +44,7 @@ AHEAD_MONTHS = 12  # of a forecast, when the plan's own months are over
 
 @dataclass(frozen=True)
 class Actuals:
-    """A finished comparison.
+    """Comparison of a plan with actual months.
 
     `months`: one row for each month and measure: month, measure, planned, actual, forecast, forecast_low,
     forecast_high (5 and 95 % of the runs), NaN where there is nothing. `accounts`: as `account_variance`. `revenue` and
@@ -85,7 +85,7 @@ def plan_against_actual(
     surface: CapacitySurface | None = None,
     progress: Progress | None = None,
 ) -> Actuals:
-    """Compare a plan with what the meter and the bank say, calibrate it, and forecast on from there.
+    """Compare a plan with the meter and the bank, calibrate it, and forecast from the last actual month.
 
     Args:
         scenario: the plan.
@@ -116,7 +116,9 @@ def plan_against_actual(
     report(0.4, Message("keeping the books"))
     opening = round(_cash_before(plan, first) * MICRO_PER_USD)
     books = keep_books(metered, scenario, bank, planned_opening_micro=opening, default_plan=default_plan)
-    subscriptions = read_lives(metered, scenario, inactive_months=inactive_months, default_plan=default_plan)
+    subscriptions = read_subscriptions(
+        metered, scenario, inactive_months=inactive_months, default_plan=default_plan
+    )
     report(0.45, Message("calibrating"))
     traffic = read_traffic(metered.by_hour, metered.start_s, metered.sample, scenario.market.traffic)
     measured = Measured(metered, subscriptions, books, traffic, plan, first)
@@ -205,7 +207,7 @@ def _calibrated(
         counted[f"{segment_key(segment)}.plans.{short}.initial_customers"] = count
     changes |= counted
     changes["finance.initial_cash_usd"] = max(0.0, round(opening, 6))
-    # Comments of the file are about the plan; a copy without them says each key's meaning.
+    # Comments of the file are about the plan; a copy without them has each key's meaning instead.
     start = Scenario.parse(plan.scenario.plain(), file=f"{plan.scenario.name}, calibrated")
     scenario = start.override({key: _rounded(value) for key, value in changes.items()})
     span = f"{measured.metered.months[0]}…{measured.metered.months[-1]}"
@@ -272,8 +274,8 @@ def _customers_left(measured: Measured) -> dict[str, int]:
 def _machine_price(measured: Measured, calibrated: Scenario, forecast: Result) -> Scenario | None:
     """The price of a machine at which the forecast's serving costs what serving did cost, per token.
 
-    The fleet doesn't depend on its price, so one run tells. Only with bank rows of machines: the meter's cost is that
-    of busy machines alone.
+    The fleet doesn't depend on its price, so one run is enough. Computed only with bank rows of machines: the meter has
+    the cost of busy machines alone.
     """
     income = measured.books.statements.income()
     if not measured.books.has_bank or float(income["serving_reserved"].sum()) <= 0:

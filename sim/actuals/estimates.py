@@ -35,21 +35,21 @@ class Belief:
 
     @property
     def value(self) -> float:
-        """The median."""
+        """Median of the posterior."""
         return float(self.quantile(np.array([0.5]))[0])
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The central 95 %."""
+        """Central 95 % interval."""
         low, _, high = (float(each) for each in self.quantile(_TAILS))
         return low, high
 
     def through(self, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Belief:
-        """Of a rising function of the number."""
+        """Posterior of an increasing function of the number."""
         return Belief(lambda share: change(self.quantile(share)))
 
     def text(self, low: float = 0.0, high: float = math.inf) -> str | float:
-        """As a scenario writes it (`sim.scenario.distributions`), within a key's bounds; a number where all is sure."""
+        """Text for a scenario (`sim.scenario.distributions`), within a key's bounds; a number without uncertainty."""
         low_end, high_end = self.bounds
         if high_end - low_end <= _SURE * abs(self.value):
             return _short(min(max(self.value, low), high))
@@ -104,7 +104,7 @@ def mean(values: ArrayLike) -> Belief | None:
 
 
 def drawn(values: ArrayLike) -> Belief:
-    """Of draws, such as those of a bootstrap."""
+    """Posterior from samples, such as those of a bootstrap."""
     data = np.asarray(values, dtype=np.float64)
     return Belief(lambda at: np.quantile(data, at))
 

@@ -38,7 +38,7 @@ _PAR = 0.01  # any small churn: what multiplies its hazard is the same for all
 
 @dataclass(frozen=True)
 class MarketConditions:
-    """The world of a plan's months `first`, `first` + 1, …, as the market of one segment feels it."""
+    """The world of a plan's months `first`, `first` + 1, …, as the conditions of one segment's market."""
 
     plan: Result
     segment_name: str
@@ -47,7 +47,7 @@ class MarketConditions:
 
     @property
     def segment(self) -> Segment:
-        """Its settings."""
+        """Settings of the segment."""
         return segments_of(self.plan.scenario.market)[self.segment_name]
 
     def hazard(self, settings: Plan) -> tuple[float, float]:
@@ -79,7 +79,7 @@ class MarketConditions:
         return own - elsewhere(self.segment, month).quality
 
     def price(self, month: int) -> float:
-        """USD per million tokens that customers are asked, prompt and output together."""
+        """Price in USD per million tokens, prompt and output together."""
         surface = self.plan.surface
         own = blended_price(self.segment, surface.prompt_tokens_mean, surface.output_tokens_mean)
         return own * price_factor(self.segment, elsewhere(self.segment, month).price_usd_per_mtok)

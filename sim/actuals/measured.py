@@ -21,7 +21,7 @@ FACTOR = mark("times those expected")
 
 @dataclass(frozen=True)
 class MeasuredAssumption:
-    """One thing measured: value with 95 % bounds, what it was read from, and what the scenario says now.
+    """A measured assumption: value with 95 % bounds, its number of cases, and the scenario's present value.
 
     `what` is to be translated, `of` names the plan, segment or class. `written` goes to `key`; "" and None where no key
     holds it. `planned` is the plan's value of `key`, NaN where there is none.
@@ -72,7 +72,7 @@ def estimated(
     at_par: Belief | None = None,
     most: float = math.inf,
 ) -> list[MeasuredAssumption]:
-    """The estimate of what was found; none where nothing was. `at_par` is what goes to the key, up to `most`."""
+    """The estimate, as a list of one; empty without a belief. `at_par` is what goes to the key, up to `most`."""
     if found is None:
         return []
     low, high = found.bounds

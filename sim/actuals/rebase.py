@@ -107,7 +107,7 @@ def _own_prices(segment: Segment, at: str, months: int) -> Changes:
 
 
 def segment_key(name: str) -> str:
-    """Where a segment stands in a scenario."""
+    """Dotted key of a segment in a scenario."""
     return "market" if name == MAIN_SEGMENT else f"market.segments.{name}"
 
 

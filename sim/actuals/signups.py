@@ -1,7 +1,7 @@
 """How many new customers came against how many were expected, and on which plans they begin.
 
 Signups are one factor on all of a segment's sources (organic, word of mouth, marketing, sales): the count of new
-customers can't tell them apart. The distribution stands at the largest source, wide enough for all of them.
+customers can't separate them. The distribution is put at the largest source, wide enough for all of them.
 """
 
 from __future__ import annotations

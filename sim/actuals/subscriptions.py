@@ -1,16 +1,16 @@
-"""Customers in the meter: when each joined, when he was seen last, who left and who began to pay.
+"""Customers in the meter: joining, last use, churn and conversion of each.
 
-Models the reading of a customer base from its keys. A subscription is a customer on a plan: his keys on it together.
-It begins with its first key. It ends
+Models a customer base as read from its API keys. A subscription is a customer on a plan: all keys on it together. It
+begins with its first key. It ends
 
 - on a plan with a fee or a contract: when its last key ends (until then the fee is owed, used or not);
 - on other plans: in the month of its last request, when a stated number of whole months without any follows
-  (`inactive_months`), or when its last key ends. The last `inactive_months` of the comparison can't tell, so they count
-  in no churn.
+  (`inactive_months`), or when its last key ends. The last `inactive_months` of the comparison are undecided, so
+  they count in no churn.
 
-Somebody on a free plan converts in the month in which he gets a key on the plan that it converts to; from then on he is
-counted there alone. Who never asked anything, on a plan without a fee, was never a customer. On a plan with a trial its
-months are no churn: who asks nothing after them didn't convert.
+A customer on a free plan converts in the month of the first key on the plan that it converts to, and is counted there
+alone from then on. A subscription without a fee and without any request is no customer. The months of a trial are no
+churn: a customer without requests after them didn't convert.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Subscription:
 class Subscriptions:
     """All subscriptions of the comparison's months.
 
-    `sure_months`: how many of the months can tell who left, by usage. `never_used`: signed up, never asked.
+    `sure_months`: months in which churn can be read from usage. `never_used`: subscriptions without a request.
     """
 
     all: tuple[Subscription, ...]
@@ -78,7 +78,7 @@ class Subscriptions:
         return [subscription for subscription in self.all if subscription.plan == plan]
 
     def count(self, plan: str, month: int) -> int:
-        """Customers of a plan who were there in a month."""
+        """Customers of a plan in a month."""
         return sum(subscription.is_there(month) for subscription in self.of(plan))
 
     def churn(self, plan: str, settings: Plan) -> tuple[int, int]:
@@ -121,13 +121,13 @@ class Subscriptions:
         return paying, ended
 
     def joined(self, plan: str, month: int) -> int:
-        """New in a month, without those who came from a free plan."""
+        """Subscriptions begun in a month, without conversions from a free plan."""
         return sum(
             subscription.joined == month and subscription.came_from is None for subscription in self.of(plan)
         )
 
 
-def read_lives(
+def read_subscriptions(
     metered: Metered, scenario: Scenario, *, inactive_months: int = 1, default_plan: str | None = None
 ) -> Subscriptions:
     """Read all subscriptions (see the module for the rules)."""
@@ -149,7 +149,7 @@ def read_lives(
     for (customer, plan), keys in grouped.items():
         subscription = _life(metered, customer, plan, keys, plans[plan], rows, inactive_months)
         if subscription is None:
-            # He may have begun to pay before he asked anything for free: that is known after all are read.
+            # Payment may precede the first free request: conversions are known after all keys are read.
             joined = metered.month_at(keys[0].created_s)
             subscription = Subscription(customer, plan, joined, joined - 1, False, False)
             unused.append((customer, plan))
@@ -210,7 +210,7 @@ def _life(
 
 
 def _convert(subscriptions: dict[tuple[str, str], Subscription], scenario: Scenario) -> None:
-    """Tell who moved from a free plan to the one that it converts to."""
+    """Mark subscriptions that converted from a free plan."""
     for name, (_, plan) in plans_of(scenario).items():
         if plan.converts_to is None:
             continue

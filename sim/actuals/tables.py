@@ -1,6 +1,6 @@
 """The comparison in tables: plan, actual and forecast by month, and what lies between plan and actual.
 
-Both sides are asked the same questions: revenue by plan from the cohorts in their ledgers, tokens and customers from
+Both sides give the same tables: revenue by plan from the cohorts in their ledgers, tokens and customers from
 what was simulated and what was metered.
 """
 
@@ -16,7 +16,7 @@ import pandas as pd
 from sim.accounting.parties import read_party
 from sim.accounting.saas_metrics import MRR_ACCOUNTS
 from sim.actuals.books import METERED_ACCOUNTS
-from sim.actuals.variance import Asked, Sold, account_variance, revenue_variance, usage_variance
+from sim.actuals.variance import PlanUsage, Sold, account_variance, revenue_variance, usage_variance
 from sim.billing.charges import plans_of
 from sim.company.monthly_table import SERVING_ACCOUNTS
 from sim.scenario.plans import is_paying
@@ -219,12 +219,14 @@ def usage_table(measured: Measured) -> pd.DataFrame:
             }
             tokens = round(record["tokens"])
             customers = round(record["customers"] + record["lost"] + record["trials"])
-            before[name] = Asked(customers, round(record["tokens"] / per_request[name]), tokens)
+            before[name] = PlanUsage(customers, round(record["tokens"] / per_request[name]), tokens)
             there = [
                 subscription for subscription in measured.subscriptions.of(name) if month in subscription.use
             ]
             uses = [subscription.use[month] for subscription in there]
-            after[name] = Asked(len(there), sum(use[0] for use in uses), sum(use[1] + use[3] for use in uses))
+            after[name] = PlanUsage(
+                len(there), sum(use[0] for use in uses), sum(use[1] + use[3] for use in uses)
+            )
         sums = [sum(one.tokens for one in side.values()) for side in (before, after)]
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""Why it came otherwise than planned: differences by account, and of revenue and usage by cause, to the last unit.
+"""Variance analysis: differences from the plan by account, and of revenue and usage by cause, to the last unit.
 
 Revenue, plan by plan (the "products" of price-volume-mix analysis, as in any book of cost accounting; Horngren et al.,
 Cost Accounting, ch. 14). v: tokens, V their sum, R revenue, p = R/v, P = ΣR/V; 0 is planned, 1 actual:
@@ -39,8 +39,8 @@ class Sold:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a plan's customers asked in a month."""
+class PlanUsage:
+    """Usage of a plan's customers in a month."""
 
     customers: int
     requests: int
@@ -79,9 +79,9 @@ def revenue_variance(planned: Mapping[str, Sold], actual: Mapping[str, Sold]) ->
     return dict(zip(REVENUE_CAUSES, whole_parts(exact), strict=True))
 
 
-def usage_variance(planned: Mapping[str, Asked], actual: Mapping[str, Asked]) -> dict[str, int]:
+def usage_variance(planned: Mapping[str, PlanUsage], actual: Mapping[str, PlanUsage]) -> dict[str, int]:
     """{cause: tokens} of one month; they add up to actual less planned tokens."""
-    none = Asked(0, 0, 0)
+    none = PlanUsage(0, 0, 0)
     totals = [Fraction(0)] * len(USAGE_CAUSES)
     for name in sorted({*planned, *actual}):
         parts = _usage(planned.get(name, none), actual.get(name, none))
@@ -89,7 +89,7 @@ def usage_variance(planned: Mapping[str, Asked], actual: Mapping[str, Asked]) ->
     return dict(zip(USAGE_CAUSES, whole_parts(totals), strict=True))
 
 
-def _usage(planned: Asked, actual: Asked) -> list[Fraction]:
+def _usage(planned: PlanUsage, actual: PlanUsage) -> list[Fraction]:
     before, after = _factors(planned, actual), _factors(actual, planned)
 
     def tokens(changed: frozenset[int]) -> Fraction:
@@ -101,7 +101,7 @@ def _usage(planned: Asked, actual: Asked) -> list[Fraction]:
     return shapley(3, tokens)
 
 
-def _factors(own: Asked, other: Asked) -> tuple[Fraction, Fraction, Fraction]:
+def _factors(own: PlanUsage, other: PlanUsage) -> tuple[Fraction, Fraction, Fraction]:
     """(customers, requests per customer, tokens per request); where there is nothing to divide by, the other side's.
 
     Requests of nobody (a customer who came and left between two counts) count as one customer's.
@@ -121,7 +121,7 @@ def account_variance(planned: pd.DataFrame, actual: pd.DataFrame, accounts: Sequ
 
     Args:
         planned, actual: exact income statements of the same months.
-        accounts: to compare; those that nobody has kept books of are left away by the caller.
+        accounts: to compare; the caller leaves out accounts without actual books.
     """
     rows = []
     for month in actual.index:

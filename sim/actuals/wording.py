@@ -28,7 +28,7 @@ _MOST_OFF = 3
 
 
 def in_words(found: Actuals) -> list[str]:
-    """What differed from the plan and why, in the language of the moment; the largest causes first."""
+    """What differed from the plan and why, in the current language; the largest causes first."""
     return [_revenue(found), _usage(found), *_accounts(found), *_off(found)]
 
 
@@ -115,5 +115,5 @@ def _off(found: Actuals) -> list[str]:
 
 
 def label(one: MeasuredAssumption) -> str:
-    """What was estimated, and of whom."""
+    """Name of an estimate, with its plan, segment or class."""
     return tr(one.what) if not one.of else tr("{what}, {of}", what=tr(one.what), of=one.of)

@@ -257,7 +257,7 @@ def _accounts(sources: _Sources) -> dict[str, object]:
 
 
 def _retention(world: World) -> tuple[FloatArray, FloatArray]:
-    """NRR and GRR by month, over the cohorts of all plans as the ledger knows them."""
+    """NRR and GRR by month, over the cohorts of all plans in the ledger."""
     by_party = world.ledger.monthly_by_party(saas_metrics.MRR_ACCOUNTS, world.months)
     keys = [(str(plan), cohort) for plan, cohort in map(read_party, by_party) if cohort is not None]
     nothing = np.zeros((0, world.months))
@@ -268,7 +268,7 @@ def _retention(world: World) -> tuple[FloatArray, FloatArray]:
 
 
 def headline(table: pd.DataFrame, world: World) -> dict[str, float | str]:
-    """The numbers that sum a run up."""
+    """Headline metrics of a run: {name: value}; months are text, "never" if they don't come."""
     last = table.iloc[-1]
     year = table.tail(12)
     revenue = float(table["revenue_usd"].sum())
@@ -326,7 +326,7 @@ def _first(table: pd.DataFrame, condition: pd.Series) -> str:
 
 
 def _break_even(table: pd.DataFrame) -> str:
-    """First of three months in a row with a positive net income: one good month is no turn."""
+    """First of three months in a row with a positive net income: one good month is no break-even."""
     positive = table["net_income_usd"].to_numpy() > 0
     span = min(saas_metrics.TRAILING_MONTHS, len(positive))
     for month in range(len(positive) - span + 1):

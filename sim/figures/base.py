@@ -1,4 +1,4 @@
-"""What the figures share: axes, monthly lines and bars, values without gaps, a word at a point."""
+"""What the figures share: axes, monthly lines and bars, plain values, annotations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def usd_axis(title: str) -> dict[str, Any]:
 def line(
     table: Any, column: str, name: str, colour: str, say: Callable[[Any], str], dash: str = "solid"
 ) -> go.Scatter:
-    """A monthly line; the hover says the value in human units."""
+    """Line of a column of the monthly table; `say` formats the hover text."""
     return go.Scatter(
         x=list(table["month"]),
         y=finite(table[column]),
@@ -40,7 +40,7 @@ def line(
 
 
 def bars(table: Any, column: str, name: str, colour: str, say: Callable[[Any], str]) -> go.Bar:
-    """Monthly bars; the hover says the value in human units."""
+    """Bars of a column of the monthly table; `say` formats the hover text."""
     return go.Bar(
         x=list(table["month"]),
         y=finite(table[column]),
@@ -52,7 +52,7 @@ def bars(table: Any, column: str, name: str, colour: str, say: Callable[[Any], s
 
 
 def annotate(figure: go.Figure, x: Any, y: float, text: str, colour: str) -> None:
-    """Point at one value with words."""
+    """Annotate one point with text and an arrow."""
     figure.add_annotation(
         x=x, y=y, text=text, showarrow=True, arrowcolor=colour, font={"color": colour}, ay=-36
     )

@@ -1,4 +1,4 @@
-"""Cash with its risk of ruin: this run's cash amid what other luck would have made of it."""
+"""Cash with its risk of ruin: this run's cash in the band of the Monte Carlo runs around it."""
 
 from __future__ import annotations
 

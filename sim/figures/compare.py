@@ -42,7 +42,7 @@ COLUMNS = {
 }
 MOST_TERMS = 10  # of a waterfall; smaller ones stand together
 _ROW_PX = 48
-_LONGEST_LABEL = 52  # letters: what a telephone has room for
+_LONGEST_LABEL = 52  # characters: as many as fit on a telephone
 _LOWEST_MARGIN = -2.0  # the first months would flatten all others
 
 
@@ -75,7 +75,7 @@ def side_by_side(found: Comparison, column: str, theme: Theme = "light") -> go.F
                     "width": 2.5,
                     "dash": "dash" if number == 0 else "solid",
                 },
-                customdata=[said(column, value) for value in own["value"]],
+                customdata=[column_value(column, value) for value in own["value"]],
                 hovertemplate="%{customdata}",
             )
         )
@@ -125,12 +125,12 @@ def difference(found: Explanation, theme: Theme = "light", most: int = MOST_TERM
         ],
         layout(
             sentence(found),
-            _told(found),
+            _method(found),
             colours,
             hovermode="closest",
             height=110 + _ROW_PX * len(bars),
             xaxis=axis_of(OUTCOMES[found.outcome].unit, tr(OUTCOMES[found.outcome].label))
-            | {"range": _room(bars)},
+            | {"range": _range(bars)},
             yaxis={"visible": False, "range": [len(terms) + 1.5, -0.75]},
         ),
     )
@@ -177,7 +177,7 @@ def sum_in_words(found: Explanation) -> str:
 
 
 def names_of(found: Explanation) -> dict[str, str]:
-    """{term: what a person calls it}: the line of a statement, or the meaning of an assumption."""
+    """{term: its name}: the line of a statement, or the meaning of an assumption."""
     terms = [str(term) for term in found.bars["term"].iloc[1:-1]]
     if found.method == "accounts":
         return {term: line_label(term) for term in terms}
@@ -191,7 +191,7 @@ def names_of(found: Explanation) -> dict[str, str]:
 
 
 def meanings(keys: list[str]) -> list[str]:
-    """What assumptions mean, in words; those that mean the same are told apart by what they belong to."""
+    """Meanings of assumptions; equal ones are followed by the name of their owner in parentheses."""
     from sim.scenario.fields import field_at
     from sim.scenario.schema import ScenarioFields
 
@@ -248,7 +248,7 @@ def row_labels(figure: go.Figure, labels: list[str], colours: Palette) -> None:
 
 
 def axis_of(unit: Unit, title: str = "") -> dict[str, Any]:
-    """Axis of an amount in its unit; the title says the unit."""
+    """Axis of an amount in its unit; its title carries the unit."""
     words = f"{title} [{tr(unit)}]" if title else tr(unit)
     if unit in MONEY:
         return usd_axis(words)
@@ -257,7 +257,7 @@ def axis_of(unit: Unit, title: str = "") -> dict[str, Any]:
     return {"title": {"text": words}, "exponentformat": "B"}
 
 
-def said(column: str, value: float) -> str:
+def column_value(column: str, value: float) -> str:
     """A value of a monthly column as text."""
     return in_unit(value, COLUMNS[column].unit)
 
@@ -277,7 +277,8 @@ def signed(outcome: str, value: float) -> str:
 
 def _each(column: str, last: dict[str, float | None]) -> str:
     return ", ".join(
-        f"{name} {numbers.UNKNOWN if value is None else said(column, value)}" for name, value in last.items()
+        f"{name} {numbers.UNKNOWN if value is None else column_value(column, value)}"
+        for name, value in last.items()
     )
 
 
@@ -311,7 +312,7 @@ def _plain(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
-def _told(found: Explanation) -> str:
+def _method(found: Explanation) -> str:
     how = {
         "accounts": mark("by account of the ledger; exact to the micro-dollar"),
         "exact": mark("by changed assumption; Shapley's values over every combination of changes"),
@@ -321,8 +322,8 @@ def _told(found: Explanation) -> str:
     return tr("Simulated, {how}; mean of {seeds} common seeds", how=tr(how), seeds=found.seeds)
 
 
-def _room(bars: pd.DataFrame) -> list[float]:
-    """From the lowest to the highest level with room for words at both sides."""
+def _range(bars: pd.DataFrame) -> list[float]:
+    """Range of the axis: all levels, with margins for the labels."""
     levels = bars["running"].to_numpy(float)
     low, high = float(levels.min()), float(levels.max())
     span = (high - low) or abs(high) or 1.0

@@ -137,7 +137,7 @@ def answer(found: GoalSeek) -> str:
 
 
 def with_interval(crossing: Any, unit: str) -> str:
-    """A crossing's value with its 95 % interval, where the seeds tell one."""
+    """A crossing's value with its 95 % interval, where there is one."""
     text = quantity(crossing["value"], unit)
     if math.isnan(crossing["low"]) and math.isnan(crossing["high"]):
         return text
@@ -154,7 +154,7 @@ def candidates(found: Optimum, theme: Theme = "light") -> go.Figure:
 
 
 def goal_name(goal: str) -> str:
-    """A goal as a person reads it: "Cash at the end, as high as possible"."""
+    """A goal as text: "Cash at the end, as high as possible"."""
     parsed = parse_goal(goal)
     name = measure_name(parsed.measure)
     return (
@@ -190,7 +190,7 @@ def measure_unit(measure: Measure) -> Unit:
 
 
 def measure_value(measure: Measure, value: float) -> str:
-    """A value of a measure as a person reads it."""
+    """A value of a measure as text."""
     return numbers.percent(value, 1) if measure.statistic == "probability" else shown(measure.outcome, value)
 
 
@@ -207,7 +207,7 @@ def keys_of(found: Optimum) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """A lever's value: four digits are more than anyone can set."""
+    """A lever's value as text, with four significant digits."""
     if not isinstance(value, (float, np.floating)):
         return str(value)
     number = float(value)

@@ -1,6 +1,6 @@
 """Figures of a hardware choice: what a dollar buys on each machine, and what a fleet costs that is faster.
 
-Each takes a comparison of `sim.capacity.lab`. Measured and predicted step times are told apart by colour, hatching and
+Each takes a comparison of `sim.capacity.lab`. Measured and predicted step times differ by colour, hatching and
 words, everywhere.
 """
 
@@ -22,7 +22,7 @@ KINDS = {"measured": mark("measured"), "predicted": mark("predicted"), "table": 
 
 
 def per_dollar(comparison: HardwareComparison, theme: Theme = "light") -> go.Figure:
-    """Tokens per dollar of one replica at its capacity, by configuration; measured and predicted told apart."""
+    """Tokens per dollar of one replica at its capacity, by configuration; coloured by measured or predicted."""
     colours, table = palette(theme), comparison.per_dollar
     names = [_short_name(row).replace(", ", "<br>") for row in table.to_dict(orient="records")]
     traces = []
@@ -108,7 +108,7 @@ def per_dollar(comparison: HardwareComparison, theme: Theme = "light") -> go.Fig
 def cost_against_latency(
     comparison: HardwareComparison, against: str = "e2e_p95_s", theme: Theme = "light"
 ) -> go.Figure:
-    """What each fleet costs that serves the rate, and how fast it is; the curve joins those that none beats."""
+    """What each fleet costs that serves the rate, and how fast it is; the curve joins those on the Pareto front."""
     colours, found = palette(theme), comparison.found
     traces = []
     if not found.curve.empty:

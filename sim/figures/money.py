@@ -70,7 +70,7 @@ def gross_margin(result: Result, theme: Theme = "light") -> go.Figure:
 
 
 def cash(result: Result, theme: Theme = "light") -> go.Figure:
-    """Cash at the end of each month, net burn, and the month in which the money is gone."""
+    """Cash at the end of each month, net burn, and the month in which cash runs out."""
     colours, table = palette(theme), result.monthly
     out, even = result.headline["cash_out_month"], result.headline["breakeven_month"]
     if out != "never":

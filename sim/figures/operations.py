@@ -248,7 +248,7 @@ def versions(result: Result, theme: Theme = "light") -> go.Figure:
 
 
 def profile_fit(result: Result, theme: Theme = "light") -> go.Figure:
-    """Measured step times against those that the fitted model predicts; points the fit never saw stand out."""
+    """Measured step times against those that the fitted model predicts; points that were not fitted stand out."""
     colours, profile = palette(theme), result.profile
     points = profile.measurements
     traces: list[Any] = []

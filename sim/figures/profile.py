@@ -31,7 +31,7 @@ STEP_KINDS = (
 
 
 def fit_against_measured(profile: Profile, theme: Theme = "light") -> go.Figure:
-    """Fitted against measured time of the steps that the fit never saw, and below by how much each is off."""
+    """Fitted against measured time of the steps that were not fitted, and below the error of each."""
     colours = palette(theme)
     points = [point for point in profile.measurements if point.held_out]
     if not points:
@@ -129,7 +129,7 @@ def roofline_points(profile: Profile) -> pd.DataFrame:
     roof_share, the part of what the roofline allows at that intensity.
 
     Raises:
-        InputError: the profile doesn't say its machine's peak or bandwidth.
+        InputError: the profile lacks its machine's peak or bandwidth.
     """
     machine = roofline_of(profile)
     rows = []
@@ -264,7 +264,7 @@ def _step_words(point: Measurement) -> str:
 
 
 def _time_ticks(ends: list[float]) -> dict[str, list[Any]]:
-    """Ticks of a logarithmic time axis at 1, 2, 5, 10 … in human units (plotly's own say a bare 2 or 5)."""
+    """Ticks of a logarithmic time axis at 1, 2, 5, 10 … in human units (plotly's own are a bare 2 or 5)."""
     exponents = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
     ticks = [step * 10.0**exponent for exponent in exponents for step in (1, 2, 5)]
     shown = [tick for tick in ticks if ends[0] <= tick <= ends[1]]

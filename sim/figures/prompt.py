@@ -27,11 +27,11 @@ class Candidate(Protocol):
 
     @property
     def text(self) -> str:
-        """As the tokenizer writes it."""
+        """Text of the token."""
 
     @property
     def probability(self) -> float:
-        """Of being picked."""
+        """Probability of being sampled, 0 to 1."""
 
 
 def attention_map(
@@ -133,7 +133,7 @@ def next_token_bars(candidates: Sequence[Candidate], temperature: float, theme: 
 def token_losses(
     labels: Sequence[str], losses_nats: Sequence[float], perplexity: float, theme: Theme = "light"
 ) -> go.Figure:
-    """How surprised the model is by each token of a text; the first token is given and has no loss."""
+    """Loss of each token of a text; the first token is given and has no loss."""
     colours = palette(theme)
     words = [short_label(label) for label in labels[1:]]
     worst = int(np.argmax(losses_nats))

@@ -20,7 +20,7 @@ from sim.i18n import numbers
 from sim.i18n.translate import tr
 from sim.serving.metrics import latencies
 
-SHOWN_REQUESTS = 60  # bars that still can be told apart
+SHOWN_REQUESTS = 60  # more bars would be too thin to distinguish
 _QUANTILES = 240  # points of a distribution's line
 _MOST_STEPS = 4000  # points of a counter's line
 

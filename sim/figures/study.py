@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sim.figures.base import finite, month_axis
-from sim.figures.compare import COLUMNS, axis_of, meanings, row_labels, said
+from sim.figures.compare import COLUMNS, axis_of, column_value, meanings, row_labels
 from sim.figures.theme import Palette, Theme, layout, palette
 from sim.i18n import numbers
 from sim.i18n.translate import tr
@@ -41,9 +41,9 @@ def fan(study: MonteCarlo, column: str, theme: Theme = "light") -> go.Figure:
     title = tr(
         "{what} in the last month: {middle}, in 9 of 10 runs between {low} and {high}",
         what=label,
-        middle=said(column, last["p50"]),
-        low=said(column, last["p5"]),
-        high=said(column, last["p95"]),
+        middle=column_value(column, last["p50"]),
+        low=column_value(column, last["p5"]),
+        high=column_value(column, last["p95"]),
     )
     traces: list[go.Scatter] = []
     for low, high, opacity in BANDS:
@@ -54,7 +54,7 @@ def fan(study: MonteCarlo, column: str, theme: Theme = "light") -> go.Figure:
             table[f"p{high}"],
             name,
             translucent(colour, opacity),
-            lambda value: said(column, value),
+            lambda value: column_value(column, value),
         )
     traces.append(
         go.Scatter(
@@ -63,7 +63,7 @@ def fan(study: MonteCarlo, column: str, theme: Theme = "light") -> go.Figure:
             name=tr("median"),
             mode="lines",
             line={"color": colour, "width": 2.5},
-            customdata=[said(column, value) for value in table["p50"]],
+            customdata=[column_value(column, value) for value in table["p50"]],
             hovertemplate="%{customdata}",
         )
     )
@@ -283,7 +283,7 @@ def indices(found: Sensitivity, theme: Theme = "light") -> go.Figure:
 
 
 def report_figures(study: MonteCarlo) -> dict[str, go.Figure]:
-    """{name: figure} for a report: what may become of revenue and cash, and the risk of ruin."""
+    """{name: figure} for a report: fans of revenue and cash, and the risk of ruin."""
     fans = {f"fan_{name}": fan(study, name) for name in ("revenue_usd", "cash_usd") if name in study.fans}
     return {**fans, "ruin": ruin(study)}
 
@@ -295,7 +295,7 @@ def row_of(study: MonteCarlo, outcome: str) -> dict[str, float]:
 
 
 def band(x: list[Any], low: Any, high: Any, name: str, colour: str, say: Any) -> list[go.Scatter]:
-    """Two lines with the area between them; the hover says both ends."""
+    """Two lines with the area between them; the hover text has both values."""
     bare: dict[str, Any] = {"x": x, "mode": "lines", "line": {"width": 0}, "legendgroup": name}
     words = [tr("{low} to {high}", low=say(a), high=say(b)) for a, b in zip(low, high, strict=True)]
     return [
@@ -315,7 +315,7 @@ def band(x: list[Any], low: Any, high: Any, name: str, colour: str, say: Any) ->
 
 
 def translucent(colour: str, opacity: float) -> str:
-    """A colour of the palette through which lines and grid are seen."""
+    """A colour of the palette with an opacity."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 

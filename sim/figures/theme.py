@@ -1,4 +1,4 @@
-"""One look for figures, report and app: colours for light and dark that colour-blind readers tell apart.
+"""One look for figures, report and app: colours for light and dark that colour-blind readers can distinguish.
 
 The hues are those of Okabe and Ito ("Color Universal Design", 2008), darkened on white and lightened on dark
 until a thin line has a contrast of at least 3 : 1. A colour stands for one thing everywhere. Each light colour

@@ -1,4 +1,4 @@
-"""What a report says, whichever format says it: headline, tables, events, assumptions, where numbers come from.
+"""Contents of a report in any format: headline, tables, events, assumptions, where numbers come from.
 
 Everything is text in the language of the moment, or figures; the formats (`report_html`, `report_pdf`) only set it.
 """
@@ -47,7 +47,7 @@ KINDS = {
     "sourced": (mark("sourced"), mark("from something published")),
     "assumed": (mark("assumed"), mark("by whoever wrote the scenario")),
 }
-# Of a Monte Carlo study: what a board asks first.
+# Of a Monte Carlo study, for a board.
 _OUTCOMES = (
     "arr_usd_end",
     "revenue_usd_total",
@@ -63,7 +63,7 @@ _COHORT_AGES = (1, 3, 6, 12, 18, 24, 36)
 
 @dataclass(frozen=True)
 class Table:
-    """A table of words: the head, and rows of which some are sums."""
+    """A table of texts: head and rows; `total_rows` are the indices of sums."""
 
     title: str
     head: list[str]
@@ -72,7 +72,7 @@ class Table:
 
 
 def chosen_sections(sections: Iterable[str] | None) -> list[str]:
-    """The sections asked for, in the order of the report; all when None.
+    """The chosen sections, in the order of the report; all when None.
 
     Raises:
         InputError: an unknown section, or none at all.
@@ -94,7 +94,7 @@ def headline_rows(result: Result) -> list[tuple[str, str]]:
 
 
 def opening(result: Result) -> str:
-    """One sentence: what was simulated, on what measurement."""
+    """One sentence: months, profile and seed of the run."""
     profile = result.profile
     return tr(
         "{months} months from {start}, simulated on a {kind} profile of {model} ({machine}, {date}). Seed {seed}.",
@@ -151,7 +151,7 @@ def finance_tables(result: Result) -> list[Table]:
 
 
 def cohort_tables(result: Result) -> list[Table]:
-    """Who is left of those who joined in a quarter, and what they pay, by age; empty while nobody paid."""
+    """Customers and MRR kept of each quarter of joining, by age in months; empty without paying customers."""
     cohorts = result.cohorts
     if not len(cohorts):
         return []
@@ -189,7 +189,7 @@ def cohort_tables(result: Result) -> list[Table]:
 
 
 def uncertainty_note(study: MonteCarlo) -> str:
-    """One sentence: how many runs of what."""
+    """One sentence: number of runs, uncertain assumptions, scenario and seed of the study."""
     return tr(
         "{runs} runs, each with a world of its own and its own draw of {count} uncertain assumptions (scenario "
         "{scenario}, seed {seed}); intervals are at 95 %.",
@@ -241,7 +241,7 @@ def report_figures(
 
 
 def event_rows(result: Result) -> list[list[str]]:
-    """[month, day, stage, what] of everything that happened."""
+    """[month, day, stage, text] of every event."""
     labels = list(result.monthly["month"])
     events = result.events
     return [
@@ -253,7 +253,7 @@ def event_rows(result: Result) -> list[list[str]]:
 
 
 def assumption_rows(result: Result) -> list[dict[str, str]]:
-    """key, value, unit, kind, source of every number that the run rests on, as text."""
+    """Key, value, unit, kind and source of every assumption of the run, as text."""
     return [
         {
             "key": item.key,
@@ -276,7 +276,7 @@ def source_words(result: Result, item: Assumption) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of a scenario in words."""
+    """A value of a scenario as text."""
     if isinstance(value, bool) or value is None:
         return {True: tr("yes"), False: tr("no"), None: numbers.UNKNOWN}[value]
     if isinstance(value, (int, float)):

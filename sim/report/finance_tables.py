@@ -1,4 +1,4 @@
-"""The finance tables as people read them, in the report and the app: plans, causes of cost, who owns what."""
+"""Finance tables of the report and the app: unit economics by plan, causes of cost, ownership."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _CAP_TABLE: dict[str, tuple[str, Callable[[Any], str]]] = {
 def shown_tables(result: Result) -> dict[str, pd.DataFrame]:
     """Title to a table of texts: lines down, plans, years or rounds across; empty ones are left out.
 
-    All words are in the language of the moment.
+    Texts are in the current language.
     """
     plans = result.unit_economics
     causes = result.cogs_by_cause
@@ -52,7 +52,7 @@ def shown_tables(result: Result) -> dict[str, pd.DataFrame]:
         index="cause", columns="year", values="cost_usd", aggfunc="sum", sort=False
     )
     by_year.index = pd.Index([line_label(str(cause)) for cause in by_year.index])
-    rounds = result.cap_table.dropna(subset=["post_money_usd"])  # without a price nobody knows the shares
+    rounds = result.cap_table.dropna(subset=["post_money_usd"])  # without a price there are no shares
     tables = {
         tr("Unit economics by plan, last 12 months"): _plan_table(plans),
         tr("Cost of goods by cause"): by_year.map(numbers.usd),

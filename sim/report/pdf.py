@@ -119,7 +119,7 @@ def _data(
 
 
 def _tables(tables: list[Table]) -> list[dict[str, Any]]:
-    """Tables as the template takes them: under one title, as many parts as the page's width asks for."""
+    """Tables as the template takes them: under one title, in as many parts as the page's width requires."""
     return [
         {
             "title": table.title,

@@ -43,13 +43,13 @@ def theme() -> Theme:
 
 
 def speak() -> None:
-    """Speak the visitor's language in this thread: first thing in a script run and in a fragment."""
+    """Set the visitor's language for this thread; call it first in a script run and in a fragment."""
     code = st.session_state.get("lang")
     set_language(code if code in LANGUAGES else "en")
 
 
 def fragment(*, run_every: float | None = None, key: str | None = None) -> Callable[[F], F]:
-    """`st.fragment` that speaks the visitor's language: its own reruns don't pass through `app.py`."""
+    """`st.fragment` in the visitor's language: its reruns don't pass through `app.py`."""
 
     def decorate(function: F) -> F:
         @wraps(function)
@@ -77,7 +77,7 @@ def let_paint() -> None:
 
 
 def figures(result: Result, *names: str) -> None:
-    """Figures as cards, two in a row where there is room; names are those of `sim.figures.catalogue.all_figures`."""
+    """Figures as cards, two in a row on wide screens; names are those of `sim.figures.catalogue.all_figures`."""
     with st.grid(2 if len(names) > 1 else 1, min_column_width=340, gap="small"):
         for name in names:
             figure(result, name)
@@ -149,9 +149,9 @@ def metric(
 
 
 def outcome(job: Job[T], label: str) -> T | None:
-    """What the work made; until then its progress is drawn (see `watch`), or in one line why there will be nothing.
+    """The outcome of a job; draws its progress until then (see `watch`), or its error in one line.
 
-    `label` says what is being made, "Monte Carlo": it stands before the progress and the failure.
+    `label` names the work ("Monte Carlo") before the progress and the error.
     """
     if not job.future.done():
         if not job.cancelled:
@@ -196,7 +196,7 @@ def watch(job: Job[Any], label: str) -> None:
 
 
 def plain(text: str) -> str:
-    """Text of ours or of a user as Markdown that shows it as it is ($ would start a formula)."""
+    """Text escaped for Markdown ($ would start a formula)."""
     return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>()#+-!|$:~" else letter for letter in text)
 
 

@@ -1,10 +1,10 @@
 """Work in the background: kept by the content of its inputs in one bench of the server, so that no page waits.
 
 A page asks for work by key and draws what is there; equal keys are one job for all visitors, and a page that is
-left and opened again finds its job where it was. Runs of a company (well under a second), work that was asked for
-(studies, reports, measurements) and work that nobody waits for stand in lanes of their own, so that no study holds up
-a changed price. Within a lane the visitor with the least work under way comes first: nobody's ten studies keep another
-from one.
+left and opened again finds its job where it was. Runs of a company (well under a second), requested work (studies,
+reports, measurements) and work that no visitor waits for have lanes of their own, so that no study delays a changed
+price. Within a lane the visitor with the least work under way comes first: ten studies of one visitor delay no other
+visitor's first.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ T = TypeVar("T")
 Lane = Literal["run", "study", "idle", "engine"]
 
 _WORKERS: dict[Lane, int] = {"run": 2, "study": 2, "idle": 1, "engine": 1}
-_KEPT_JOBS = 48  # finished jobs kept in memory, the longest unused leaves first
+_KEPT_JOBS = 48  # finished jobs kept in memory, the least recently used is dropped first
 _SURE_AFTER_S = 1.0  # an estimate of the time left from less than this would jump about
 _log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """Somebody pressed Cancel."""
+    """The job was cancelled."""
 
 
 class Job(Generic[T]):
-    """One piece of work: how far it is, what it does, and its outcome once `future` is done.
+    """Background work: its progress, and its outcome once `future` is done.
 
     `fraction` runs from 0 to 1; `place` is the number of jobs before it in the queue, 0 once it has begun.
     """
@@ -58,30 +58,34 @@ class Job(Generic[T]):
         self.started_s: float | None = None  # on the monotonic clock
         self._cancelled = Event()
 
-    def tell(self, fraction: float, doing: str) -> None:
-        """Progress of the work; called from its thread.
+    def report(self, fraction: float, doing: str) -> None:
+        """Record the progress of the work; called from its thread.
+
+        Args:
+            fraction: done so far, 0 to 1.
+            doing: what is being done.
 
         Raises:
-            Cancelled: nobody wants it any more.
+            Cancelled: the job was cancelled.
         """
         if self._cancelled.is_set():
             raise Cancelled
         self.fraction, self.doing = min(max(fraction, 0.0), 1.0), doing
 
     def cancel(self) -> None:
-        """Give the work up: at once where it still waits, else the next time that it tells its progress."""
+        """Cancel the job: at once while it waits, else at its next report of progress."""
         self._cancelled.set()
         if self.started_s is None:
             self._finish(error=Cancelled())
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody gave the work up, though its thread may not have heard of it yet."""
+        """Whether the job was cancelled; its thread may still run until its next report of progress."""
         return self._cancelled.is_set()
 
     @property
     def left_s(self) -> float | None:
-        """Estimated seconds left, as if the rest went as fast as what is done; None while nobody can tell."""
+        """Estimated seconds left, extrapolated from the fraction done; None without enough progress."""
         if self.started_s is None or self.future.done() or self.fraction <= 0.01:
             return None
         spent_s = time.monotonic() - self.started_s
@@ -112,7 +116,7 @@ class Bench:
     def start(
         self, key: Hashable, work: Callable[[Progress], T], *, patience_s: float = 0.0, lane: Lane = "study"
     ) -> Job[T]:
-        """The job of this key: found, or started with `work(tell)`; waited for up to `patience_s`.
+        """The job of this key: found, or started with `work(progress)`; waited for up to `patience_s`.
 
         The key names all inputs, the language too where the outcome has words. The work speaks the language of the
         page that started it and must not call Streamlit. A failed or cancelled job is found like any other:
@@ -136,7 +140,7 @@ class Bench:
         return self._jobs.get(key)
 
     def forget(self, key: Hashable) -> None:
-        """Give up the job of this key and drop its outcome; the next `start` begins anew."""
+        """Cancel the job of this key and drop its outcome; the next `start` begins anew."""
         with self._changed:
             job = self._jobs.pop(key, None)
         if job is not None:
@@ -150,10 +154,10 @@ class Bench:
         """
         profile = profile_of(scenario.deployment.model)
 
-        def simulated(tell: Progress) -> Result:
+        def simulated(progress: Progress) -> Result:
             from sim.company.simulate import simulate
 
-            return simulate(scenario, seed=seed, profile=profile, progress=tell)
+            return simulate(scenario, seed=seed, profile=profile, progress=progress)
 
         key = ("run", scenario.canonical_json(), seed, profile.content_hash)
         return self.start(key, simulated, patience_s=patience_s, lane="run")
@@ -181,9 +185,9 @@ class Bench:
             order.append((asked[job.visitor], len(order), job, task))
             asked[job.visitor] += 1
         self._waiting[lane] = [(job, task) for _, _, job, task in sorted(order, key=lambda entry: entry[:2])]
-        everybody_works = sum(self._busy[lane].values()) >= _WORKERS[lane]
+        all_busy = sum(self._busy[lane].values()) >= _WORKERS[lane]
         for place, (job, _) in enumerate(self._waiting[lane]):
-            job.place = place + everybody_works
+            job.place = place + all_busy
 
     def _tidy(self) -> None:
         done = [key for key, job in self._jobs.items() if job.future.done()]
@@ -216,13 +220,11 @@ def _task(job: Job[T], work: Callable[[Progress], T], code: str) -> Callable[[],
     def task() -> None:
         try:
             with speaking(code):
-                job.tell(0.0, job.doing)
-                job._finish(work(job.tell))
+                job.report(0.0, job.doing)
+                job._finish(work(job.report))
         except (Cancelled, InputError) as error:
             job._finish(error=error)
-        except (
-            Exception
-        ) as error:  # the page says it in one line; whoever runs the server finds where it came from
+        except Exception as error:  # the page says it in one line; the log has the traceback
             _log.exception("background work failed: %s", job.key if isinstance(job.key, str) else "")
             job._finish(error=error)
 
@@ -230,6 +232,6 @@ def _task(job: Job[T], work: Callable[[Progress], T], code: str) -> Callable[[],
 
 
 def _visitor() -> str:
-    """Who asks: one name for each browser tab."""
+    """Identifier of the browser tab."""
     name: str = st.session_state.setdefault("visitor", uuid4().hex)
     return name

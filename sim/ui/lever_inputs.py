@@ -17,7 +17,7 @@ MOST_SEEDS = 64
 
 
 def usual_range(facts: KeyFacts) -> tuple[float, float]:
-    """Where to look when nobody said: a third to three times the present value, within what is allowed."""
+    """Default bounds: a third to three times the present value, within what is allowed."""
     value = facts.value or 0.0
     low, high = (facts.clipped(value * factor) for factor in (1 / 3, 3))
     if not low < high:
@@ -41,7 +41,7 @@ def bounds(facts: KeyFacts, name: str) -> tuple[float, float]:
 
 
 def set_bounds(facts: KeyFacts, name: str, low: float, high: float) -> None:
-    """Have `bounds` show these, as a link asks."""
+    """Set the bounds that the inputs show, from a link."""
     for key, value in zip(_bound_keys(facts, name), (low, high), strict=True):
         st.session_state[key] = int(value) if facts.whole else float(value)
 
@@ -57,7 +57,7 @@ def key_label(key: str) -> str:
 
 
 def say_changed(then: Scenario, now: Scenario) -> None:
-    """Say that an answer is about a company that has been changed since it was asked for."""
+    """Warn that an answer is about a company that has been changed since."""
     if then.canonical_json() != now.canonical_json():
         st.caption(
             components.plain(tr("For the company as it was when this was asked; it has been changed since."))

@@ -5,8 +5,8 @@ times are those of the engine itself. Measuring a profile takes the whole machin
 model here makes room for it, and questions wait. All of this is done by the one worker of the bench's lane "engine".
 
 What an answer costs: the machine is paid by the hour, and from the request's arrival in the engine to its last token
-it works for nobody else; so cost = price per hour / 3600 · seconds of engine time. In a full batch many would share
-those seconds: the profile's cost table says how much less a token then costs.
+it serves no other request; so cost = price per hour / 3600 · seconds of engine time. In a full batch many would share
+those seconds: the profile's cost table gives the price per token in batches.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ANSWERING = mark("answering")
 
 @dataclass(frozen=True)
 class Choice:
-    """Which model, where, in which number format."""
+    """Model, device and number format."""
 
     model: str
     device: str
@@ -49,7 +49,7 @@ class Choice:
 
 @dataclass
 class ModelAnswer:
-    """An answer as it comes; the page reads it while the engine's thread writes. Times are `time.perf_counter`'s."""
+    """An answer as it streams; the page reads it while the engine's thread writes. Times are `time.perf_counter`'s."""
 
     choice: Choice
     asked: str
@@ -94,7 +94,7 @@ class ModelAnswer:
 
 @dataclass(frozen=True)
 class PromptInspection:
-    """What the model makes of a prompt: tokens, attention of one layer, next tokens, loss."""
+    """Inspection of a prompt: tokens, attention of one layer, next tokens, loss."""
 
     labels: list[str]
     weights: NDArray[Any]  # [heads, n, n] of the layer
@@ -109,35 +109,41 @@ class ModelSession:
 
     _loaded: tuple[Choice, LLM] | None = None
 
-    def measure(self, choice: Choice, budget_s: float, training: bool, tell: Progress) -> Profile:
+    def measure(self, choice: Choice, budget_s: float, training: bool, progress: Progress) -> Profile:
         """Measure a profile of the model on this machine, in another process.
 
         Raises:
             InputError: unknown model or device, too little memory.
-            Cancelled: by `tell`; the process is ended.
+            Cancelled: by `progress`; the process is ended.
         """
         self._empty()
         with tempfile.TemporaryDirectory(prefix="flywheel-profile-") as folder:
             path = Path(folder) / "profile.json"
             asked = {"model": choice.model, "device": choice.device, "dtype": choice.dtype}
             run_apart(
-                "profile", {**asked, "budget_s": budget_s, "training": training, "path": str(path)}, tell
+                "profile", {**asked, "budget_s": budget_s, "training": training, "path": str(path)}, progress
             )
             return Profile.load(path)
 
     def answer(
-        self, answer: ModelAnswer, chat: bool, max_tokens: int, temperature: float, seed: int, tell: Progress
+        self,
+        answer: ModelAnswer,
+        chat: bool,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        progress: Progress,
     ) -> ModelAnswer:
         """Let the model answer `answer.asked`, filling `answer` token by token.
 
         Raises:
             InputError: the model can't be loaded, or the prompt is too long.
-            Cancelled: by `tell`; the tokens that are there stay.
+            Cancelled: by `progress`; the tokens that are there stay.
         """
-        llm = self._model(answer.choice, tell)
+        llm = self._model(answer.choice, progress)
         from engine.sampling.sampler import SamplingParams
 
-        tell(0.0, _ANSWERING)
+        progress(0.0, _ANSWERING)
         answer.hardware = detect(answer.choice.device)
         prompt = _tokens(llm, answer.asked, chat)
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -151,7 +157,7 @@ class ModelSession:
                 answer.cached_tokens = metrics.cached_tokens
                 answer.output_tokens = len(output.token_ids)
                 answer.text, answer.finish_reason = output.text, output.finish_reason
-                tell(answer.output_tokens / max_tokens, _ANSWERING)
+                progress(answer.output_tokens / max_tokens, _ANSWERING)
         finally:
             outputs.close()  # type: ignore[attr-defined]
         return answer
@@ -164,17 +170,17 @@ class ModelSession:
         layer: int,
         count: int,
         temperature: float,
-        tell: Progress,
+        progress: Progress,
     ) -> PromptInspection:
         """Attention, next tokens and loss of a text.
 
         Raises:
             InputError: the model can't be loaded, the text is empty or too long, or there is no such layer.
         """
-        llm = self._model(choice, tell)
+        llm = self._model(choice, progress)
         from engine.inference.introspection import attention_weights, next_tokens, text_loss, token_text
 
-        tell(0.5, _ANSWERING)
+        progress(0.5, _ANSWERING)
         tokens = _tokens(llm, text, chat)
         layer = min(layer, llm.shape.layers - 1)  # of a model with fewer than the last one on the page
         return PromptInspection(
@@ -185,10 +191,10 @@ class ModelSession:
             loss=text_loss(llm, tokens) if len(tokens) > 1 else None,
         )
 
-    def _model(self, choice: Choice, tell: Progress) -> LLM:
+    def _model(self, choice: Choice, progress: Progress) -> LLM:
         """The loaded model; another one makes room first."""
         if self._loaded is None or self._loaded[0] != choice:
-            tell(0.0, _LOADING)
+            progress(0.0, _LOADING)
             self._empty()
             from engine.inference.llm import LLM
 

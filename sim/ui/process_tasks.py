@@ -1,8 +1,8 @@
 """Heavy work in a process of its own: for callers that must not load torch, or whose threads would disturb it.
 
 A web server's threads and a measurement take time from each other, and what a measurement or a training holds in
-memory should go when it ends. So a fresh Python runs the work here, as `python -m sim.ui.process_tasks TASK`; it says
-how far it is, a JSON object per line, and leaves its outcome in files. It is started by its command line, not by
+memory should go when it ends. So a fresh Python runs the work here, as `python -m sim.ui.process_tasks TASK`; it
+reports progress as a JSON object per line and leaves its outcome in files. It is started by its command line, not by
 `multiprocessing`: that would run the caller's main script again.
 """
 
@@ -22,7 +22,7 @@ from engine.errors import InputError
 from engine.utils.message import Message
 from engine.utils.progress import Progress, no_progress
 
-Tell = Callable[..., None]
+Send = Callable[..., None]
 
 _POLL_S = 0.2  # how often the caller may cancel
 
@@ -40,7 +40,7 @@ def run_apart(
         arguments: its keyword arguments; paths to leave outcomes at are among them.
         progress: called with (fraction done, what is being done) several times a second; an exception from it ends
             the work at once and goes on to the caller.
-        on_message: called with whatever else the task tells.
+        on_message: called with each other message of the task.
 
     Raises:
         InputError: the task refused its arguments, or the process ended without finishing; says why in one line.
@@ -68,7 +68,7 @@ def run_apart(
 def _follow(
     process: subprocess.Popen[str], report: Progress, on_message: Callable[[dict[str, Any]], None]
 ) -> bool:
-    """Pass on what the process tells until it ends; gives whether it finished its task."""
+    """Pass on the messages of the process until it ends; returns whether it finished its task."""
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
     Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
@@ -78,7 +78,7 @@ def _follow(
         report(fraction, doing)
         try:
             line = lines.get(timeout=_POLL_S)
-            while line is not None:  # all that has come, before the caller is asked again
+            while line is not None:  # all messages so far, before the next call of `progress`
                 said = json.loads(line)
                 if "refused" in said:
                     raise InputError(str(said["refused"]))
@@ -107,15 +107,15 @@ def _why(task: str, code: int, said: str) -> str:
     return f"the process of {task} ended with status {code}{': ' + said[:200] if said else ''}"
 
 
-def _profile(tell: Tell, path: str, **asked: Any) -> None:
+def _profile(send: Send, path: str, **asked: Any) -> None:
     """`flywheel profile`: the profile is saved at `path`."""
     from engine.profiling.profiler import measure_profile
 
-    measure_profile(**asked, progress=_progress(tell)).save(path)
+    measure_profile(**asked, progress=_progress(send)).save(path)
 
 
 def _train(
-    tell: Tell,
+    send: Send,
     out_dir: str,
     config: dict[str, Any],
     texts: list[str] | None,
@@ -124,13 +124,13 @@ def _train(
     prompt: str,
     sample_tokens: int,
 ) -> None:
-    """`flywheel train`: the model goes to `out_dir`; tells each step's loss, and in the end what the model says."""
+    """`flywheel train`: saves the model in `out_dir`; sends each step's loss, and a sample of text at the end."""
     from engine.models.load import quiet
     from engine.training.config import TrainConfig
     from engine.training.trainer import run_training, sample_text
 
     def on_step(step: int, loss: float | None, validation_loss: float | None) -> None:
-        tell(step=step, loss=loss, validation_loss=validation_loss)
+        send(step=step, loss=loss, validation_loss=validation_loss)
 
     with quiet():
         run_training(
@@ -138,15 +138,15 @@ def _train(
             out_dir,
             TrainConfig(**config),
             tokenizer,
-            progress=_progress(tell),
+            progress=_progress(send),
             library_mb=library_mb,
             on_step=on_step,
         )
-        tell(sample=sample_text(out_dir, prompt, sample_tokens, seed=config.get("seed", 0)))
+        send(sample=sample_text(out_dir, prompt, sample_tokens, seed=config.get("seed", 0)))
 
 
 def _scaling(
-    tell: Tell,
+    send: Send,
     path: str,
     config: dict[str, Any],
     sizes: list[list[int]],
@@ -170,7 +170,7 @@ def _scaling(
                 text="Python's standard library",
             ),
             vocab_size,
-            _progress(tell),
+            _progress(send),
         )
     ladder.save(path)
 
@@ -178,29 +178,29 @@ def _scaling(
 TASKS: dict[str, Callable[..., None]] = {"profile": _profile, "training": _train, "scaling": _scaling}
 
 
-def _progress(tell: Tell) -> Progress:
+def _progress(send: Send) -> Progress:
     def report(fraction: float, doing: str) -> None:
         message = doing if isinstance(doing, Message) else Message(doing)
-        tell(fraction=fraction, doing=message.template, values=message.values)
+        send(fraction=fraction, doing=message.template, values=message.values)
 
     return report
 
 
 def main(arguments: list[str]) -> None:
-    """What the other process does."""
-    # Only what is told here goes to the caller; what libraries print goes to their errors.
+    """Run a task in this process and send its messages: task name and arguments as JSON."""
+    # Only messages go to the caller; prints of libraries go to standard error.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(**content: Any) -> None:
+    def send(**content: Any) -> None:
         print(json.dumps(content), file=channel, flush=True)
 
     try:
-        TASKS[arguments[0]](tell, **json.loads(arguments[1]))
+        TASKS[arguments[0]](send, **json.loads(arguments[1]))
     except InputError as error:
-        tell(refused=str(error))
+        send(refused=str(error))
     else:
-        tell(finished=True)
+        send(finished=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def load(name: str) -> Scenario:
     """A scenario by its name here; read again when its file has changed.
 
     Raises:
-        InputError: it is gone, or its file is wrong.
+        InputError: it no longer exists, or its file is wrong.
     """
     if name in _imported():
         return _imported()[name]

@@ -1,4 +1,4 @@
-"""The sidebar: which scenario, the levers that matter most, and the run they ask for.
+"""The sidebar: the scenario, its most important levers, and the run of both.
 
 A lever is one number of the scenario with its unit and meaning from the schema. The scenario's name, the levers and
 all edits made on the page Scenario stand in the URL, so a link shows the same run.
@@ -111,7 +111,7 @@ def language_switch() -> None:
 
 
 def sidebar() -> None:
-    """Draw the controls and leave the scenario they describe, or the reason why there is none, in the session."""
+    """Draw the controls and store in the session the scenario that they describe, or why there is none."""
     names = scenario_names()
     wanted = st.session_state.pop("choose", None)  # a page saved or imported one
     if wanted in names:
@@ -174,9 +174,9 @@ def edits_of(name: str) -> dict[str, Any]:
 
 
 def run_on_show() -> Result:
-    """The result for the page to draw: the one asked for, or the last one while that is still being made.
+    """The result for the page to draw: of the present scenario, or the last one while that is being computed.
 
-    Says what is wrong when the values are; stops the page where there is nothing to draw yet.
+    Shows the error of wrong values; stops the page while there is nothing to draw.
     """
     for line in st.session_state.get("link_problems", []):
         st.warning(components.plain(line), title=tr("Left out of the link"), icon=":material/link_off:")

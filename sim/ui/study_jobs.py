@@ -32,15 +32,15 @@ def with_seed(scenario: Scenario, seed: int) -> Scenario:
 
 
 def study(kind: str, label: str, about: Hashable, work: Callable[[Progress], T]) -> T | None:
-    """The outcome of a study, started if it is not known; until then its progress (see `parts.outcome`).
+    """The outcome of a study, started if it is not known; until then its progress (see `components.outcome`).
 
-    What this visitor asked of the same kind before, and nobody waits for any more, is given up.
+    The visitor's earlier study of the same kind is cancelled if it is still under way.
 
     Args:
         kind: of the study; each kind has one under way.
-        label: what is being made, for the reader.
+        label: what is being made, for the page.
         about: all inputs.
-        work: makes it; called with a function that tells its progress.
+        work: makes it; called with a function to report progress.
     """
     key = (kind, about)
     place = f"study {kind}"
@@ -55,7 +55,7 @@ def study(kind: str, label: str, about: Hashable, work: Callable[[Progress], T])
 
 
 def dropdown(label: str, options: Sequence[str], *, required: bool, **more: Any) -> str:
-    """`st.selectbox` for `link.choice`, without the remark that one must be chosen: one always is."""
+    """`st.selectbox` for `url_state.choice`, without the remark that one must be chosen: one always is."""
     chosen: str = st.selectbox(label, options, **more)
     return chosen
 

@@ -19,7 +19,7 @@ from tests.helpers.places import ROOT
 
 PICTURES = ROOT / ".github" / "pictures"
 LARGEST_BYTES = 300_000
-LUCK_MS = 180_000
+STUDY_MS = 180_000
 # Every page of the app: address, and what is there when it is drawn.
 PAGES = {
     "overview": ("", ".js-plotly-plot .main-svg"),
@@ -64,11 +64,11 @@ def readme(browser: Any, url: str, folder: Path) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1440, "height": 1000}, color_scheme="light")
     page.goto(url)
-    page.get_by_text("Cash runs out in").wait_for(timeout=LUCK_MS)
+    page.get_by_text("Cash runs out in").wait_for(timeout=STUDY_MS)
     page.locator(".js-plotly-plot .main-svg").nth(2).wait_for()
     _photograph(page, PICTURES / "app.png")
     page.goto(f"{url}/uncertainty")
-    page.locator(".js-plotly-plot .main-svg").nth(2).wait_for(timeout=LUCK_MS)
+    page.locator(".js-plotly-plot .main-svg").nth(2).wait_for(timeout=STUDY_MS)
     settled(page)
     _photograph(page, PICTURES / "uncertainty.png")
     report = write_outputs(simulate(Scenario.load("api_startup")), folder / "report")
@@ -88,7 +88,7 @@ def every_page(browser: Any, url: str, folder: Path, names: list[str]) -> None:
                 address, there = PAGES[name]
                 page.set_viewport_size(screen)
                 page.goto(f"{url}/{address}")
-                page.locator(there).first.wait_for(timeout=LUCK_MS)
+                page.locator(there).first.wait_for(timeout=STUDY_MS)
                 settled(page)
                 page.wait_for_timeout(1500)
                 height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")

@@ -1,4 +1,4 @@
-"""Sheet of the assumptions: change a value and the sheet says which command runs the company with it.
+"""Sheet of the assumptions: change a value and the sheet shows the command that runs the company with it.
 
 A workbook can't simulate months of a fleet; what it can do is to write the `--set KEY=VALUE` of every changed value.
 """

@@ -43,7 +43,7 @@ _HELPERS = (
     ),
 )  # fmt: skip
 _METRICS = MONTHLY | {metric.name: metric for metric in _HELPERS}
-# In the order of the sheet. The first ones have formulas where `_formulas` says so.
+# In the order of the sheet. The first ones have formulas where `_formulas` has one.
 _LINES = (
     "revenue_usd",
     "mrr_usd",
@@ -183,7 +183,7 @@ def _formulas(sheet: MonthSheet, sheets: Sheets) -> dict[str, Callable[[int], st
         return f'=IF({gained}>0,{over("net_burn_usd", m)}/{gained},"")'
 
     def rule(m: int) -> str:
-        if m < 23:  # the table knows no growth before there are two years
+        if m < 23:  # the table has no growth before there are two years
             return '=""'
         year, before = over("revenue_usd", m, 12), over("revenue_usd", m - 12, 12)
         return f'=IFERROR(100*(({year}-{before})/{before}+{over("free_cash_flow_usd", m, 12)}/{year}),"")'

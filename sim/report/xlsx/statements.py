@@ -1,7 +1,7 @@
 """Sheets of the three statements and the trial balance: lines of the ledger, everything else a formula over them.
 
 Income lines and balances are the ledger's. Retained earnings add up net income; the cash flow is derived from both
-other sheets by the indirect method, and must end on the balance sheet's cash: two rows of checks say so.
+other sheets by the indirect method, and must end on the balance sheet's cash: two rows check it.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _write_cash(sheets: Sheets, frame: pd.DataFrame, chart: Mapping[str, str], r
     row = {name: index + 1 for name, index in sheet.row.items()}
 
     def grown(account: str, month: int, sign: str) -> str:
-        """What an account of the balance sheet grew by in the month, as a term of a formula."""
+        """Change of an account of the balance sheet in the month, as a term of a formula."""
         if not balance.has(account):
             return ""
         opposite = "-" if sign == "+" else "+"

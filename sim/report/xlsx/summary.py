@@ -26,7 +26,7 @@ def write_summary(
     trial_total: str,
     identity: list[tuple[str, str]],
 ) -> None:
-    """Fill the first sheet.
+    """Write the first sheet: headline, checks, and how to make the run again.
 
     Args:
         book: the workbook.

@@ -82,7 +82,7 @@ class Book:
         sheet.write_string(row, column, words[:32_767], self.format(style))
 
     def number(self, sheet: Worksheet, row: int, column: int, value: float, style: str) -> None:
-        """Write a number; an undefined one leaves the cell empty, an infinite one is a word."""
+        """Write a number; an undefined one leaves the cell empty, an infinite one is text."""
         if math.isfinite(value):
             sheet.write_number(row, column, value, self.format(style))
         else:

@@ -1,7 +1,7 @@
-"""Page Plan and actual: the plan beside what the meter and the bank say, why they differ, and the forecast from there.
+"""Page Plan and actual: the plan beside meter and bank, causes of the difference, and the forecast.
 
 Which database is read is not the visitor's choice alone: files under the server's working folder, or the one that
-whoever started the server named in FLYWHEEL_DATABASE.
+the server's FLYWHEEL_DATABASE names.
 """
 
 from __future__ import annotations
@@ -99,17 +99,17 @@ def asked_for() -> dict[str, object] | None:
 
 
 def compared(asked: dict[str, object]) -> Actuals | None:
-    """The comparison, in the background."""
+    """The comparison, computed in the background; None until it is done."""
     company, profile, surface = studied(result), result.profile, result.surface
     options = {name: value for name, value in asked.items() if name not in ("bank", "database")}
     file = asked["bank"]
 
-    def work(tell: Progress) -> Actuals:
+    def work(progress: Progress) -> Actuals:
         bank = None
         if isinstance(file, tuple):
             bank = bank_in(file[1], file[0])
         return plan_against_actual(
-            company, str(asked["database"]), bank, profile=profile, surface=surface, progress=tell,
+            company, str(asked["database"]), bank, profile=profile, surface=surface, progress=progress,
             **options,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -138,7 +138,7 @@ def numbers(found: Actuals) -> None:
 
 
 def words(found: Actuals) -> None:
-    """Why it came otherwise, and what was assumed."""
+    """Draw the causes of the differences, and the notes."""
     st.subheader(tr("What differed, and why"))
     st.markdown("\n".join(f"- {components.plain(line)}" for line in in_words(found)))
     with st.expander(tr("What was assumed and left out"), icon=":material/info:"):

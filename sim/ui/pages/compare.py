@@ -28,7 +28,7 @@ from sim.ui import components, scenario_store, sidebar, url_state
 from sim.ui.study_jobs import dropdown, studied, study, with_seed
 
 ON_SHOW = "on_show"  # the scenario of the sidebar with all its changes, among the names of scenarios
-MOST = 6  # scenarios: as many colours as can be told apart
+MOST = 6  # scenarios: as many colours as readers can distinguish
 _SEEDS = {"4": mark("4 seeds"), "8": mark("8 seeds"), "16": mark("16 seeds"), "1": mark("1 seed")}
 _HEADLINE = (
     "arr_usd_end",
@@ -91,7 +91,7 @@ def chosen(options: dict[str, str], usual: list[str]) -> list[str]:
 
 
 def loaded(names: list[str], options: dict[str, str], now: Scenario) -> dict[str, Scenario]:
-    """{what it is called: scenario} of what was chosen; says what can't be read."""
+    """{name: scenario} of what was chosen; shows an error for each that can't be read."""
     found = {}
     for name in names:
         try:
@@ -175,8 +175,8 @@ def _by_account(
         )
         return
 
-    def work(tell: Progress) -> Explanation:
-        tell(0.0, mark("books of both scenarios"))
+    def work(progress: Progress) -> Explanation:
+        progress(0.0, mark("books of both scenarios"))
         return explain_by_account(a, b, outcome, names=names, seeds=seeds)
 
     found = study("account", tr("Accounts"), about, work)
@@ -210,9 +210,9 @@ def _by_assumption(
                 st.rerun()
         return
 
-    def work(tell: Progress) -> Explanation:
+    def work(progress: Progress) -> Explanation:
         return explain_by_assumption(
-            a, b, outcome, names=names, seeds=seeds, options=RunOptions(progress=tell)
+            a, b, outcome, names=names, seeds=seeds, options=RunOptions(progress=progress)
         )
 
     found = study("assumption", tr("Assumptions"), about, work)
@@ -280,9 +280,9 @@ about = (
 )
 
 
-def compared(tell: Progress) -> Comparison:
+def compared(progress: Progress) -> Comparison:
     """All chosen scenarios at the same seeds."""
-    return compare(companies, seeds=seeds, monthly=tuple(COLUMNS), options=RunOptions(progress=tell))
+    return compare(companies, seeds=seeds, monthly=tuple(COLUMNS), options=RunOptions(progress=progress))
 
 
 comparison = study("compare", tr("Comparison"), about, compared)

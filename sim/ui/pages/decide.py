@@ -1,7 +1,7 @@
 """Page Decide: the value that reaches a target, and the setting of several levers that serves a goal best.
 
 What was asked stands in the address in the words of the command line (`flywheel study goal-seek | optimise`), so a
-link asks the same again.
+link repeats the same question.
 """
 
 from __future__ import annotations

@@ -55,14 +55,14 @@ Asked = tuple[
 
 
 def draw(company: Scenario, profile: Profile) -> None:
-    """The question and, once it was asked, its answer."""
-    _asked(company)  # first: what a link asks is to stand in the form
+    """Draw the form and, once submitted, its answer."""
+    _asked(company)  # first: a link fills the form
     _ask(company)
     _answer(company, profile)
 
 
 def _ask(company: Scenario) -> None:
-    """Levers with their ranges, goals, conditions; leaves what was asked in the address."""
+    """Levers with their ranges, goals, conditions; stores the submitted form in the address."""
     keys = numeric_keys(company)
     with st.container(border=True):
         chosen = st.multiselect(
@@ -139,7 +139,7 @@ def _ask(company: Scenario) -> None:
 
 
 def _asked(company: Scenario) -> tuple[Asked, Scenario] | None:
-    """What was asked, by the button or by a link, and of which company."""
+    """The submitted form, by the button or by a link, and its scenario."""
     words = st.query_params
     if "optimum_asked" not in st.session_state and "vary" in words:
         asked = (
@@ -150,14 +150,14 @@ def _asked(company: Scenario) -> tuple[Asked, Scenario] | None:
             number_in(words.get("trial_seeds", "4"), MOST_SEEDS),
         )
         st.session_state["optimum_asked"] = (asked, company)
-        with suppress(InputError):  # the study says what is wrong
+        with suppress(InputError):  # the study shows the error
             _fill_in(asked, company)
     found: tuple[Asked, Scenario] | None = st.session_state.get("optimum_asked")
     return found
 
 
 def _fill_in(asked: Asked, company: Scenario) -> None:
-    """Show in the form what a link asks."""
+    """Fill the form from a link."""
     levers, goals, conditions, trials, seeds = asked
     parsed = {text: parse_lever(text, company) for text in levers}
     ranges = {text: lever for text, lever in parsed.items() if not lever.choices and not lever.log}
@@ -176,7 +176,7 @@ def _fill_in(asked: Asked, company: Scenario) -> None:
 
 
 def _answer(now: Scenario, profile: Profile) -> None:
-    """What the search found, about the company as it was asked of."""
+    """Draw the result of the search, for the scenario of its submission."""
     found_question = _asked(now)
     if found_question is None:
         st.caption(
@@ -191,7 +191,7 @@ def _answer(now: Scenario, profile: Profile) -> None:
     # Another model has another profile, which the runs then find by themselves.
     own = None if "deployment.model" in map(lever_key, levers) else profile
 
-    def work(tell: Progress) -> Optimum:
+    def work(progress: Progress) -> Optimum:
         return optimise(
             company,
             levers,
@@ -200,7 +200,7 @@ def _answer(now: Scenario, profile: Profile) -> None:
             trials=trials,
             seeds=seeds,
             fresh_seeds=max(4 * seeds, 2),
-            options=RunOptions(profile=own, progress=tell),
+            options=RunOptions(profile=own, progress=progress),
         )
 
     about = (company.canonical_json(), profile.content_hash, asked)

@@ -45,14 +45,14 @@ Asked = tuple[str, str, str, int]  # key, condition, bounds, seeds
 
 
 def draw(company: Scenario, profile: Profile) -> None:
-    """The question and, once it was asked, its answer."""
-    _asked(company)  # first: what a link asks is to stand in the form
+    """Draw the form and, once submitted, its answer."""
+    _asked(company)  # first: a link fills the form
     _ask(company)
     _answer(company, profile)
 
 
 def _ask(company: Scenario) -> None:
-    """What to change, which outcome, which target; leaves what was asked in the address."""
+    """What to change, which outcome, which target; stores the submitted form in the address."""
     keys = numeric_keys(company)
     with st.container(border=True):
         with st.grid(2, min_column_width=300, gap="small"):
@@ -109,7 +109,7 @@ def _ask(company: Scenario) -> None:
 
 
 def _asked(company: Scenario) -> tuple[Asked, Scenario] | None:
-    """What was asked, by the button or by a link, and of which company."""
+    """The submitted form, by the button or by a link, and its scenario."""
     words = st.query_params
     if "seek_asked" not in st.session_state and "change" in words:
         asked = (
@@ -119,14 +119,14 @@ def _asked(company: Scenario) -> tuple[Asked, Scenario] | None:
             number_in(words.get("seek_seeds", "8"), MOST_SEEDS),
         )
         st.session_state["seek_asked"] = (asked, company)
-        with suppress(InputError):  # the study says what is wrong
+        with suppress(InputError):  # the study shows the error
             _fill_in(asked, company)
     found: tuple[Asked, Scenario] | None = st.session_state.get("seek_asked")
     return found
 
 
 def _fill_in(asked: Asked, company: Scenario) -> None:
-    """Show in the form what a link asks."""
+    """Fill the form from a link."""
     key, until, between, seeds = asked
     facts, condition = key_facts(company, key), parse_condition(until)
     low, high, log = parse_bounds(between)
@@ -141,7 +141,7 @@ def _fill_in(asked: Asked, company: Scenario) -> None:
 
 
 def _answer(now: Scenario, profile: Profile) -> None:
-    """The answer of goal seek, about the company as it was asked of."""
+    """Draw the result of goal seek, for the scenario of its submission."""
     found_question = _asked(now)
     if found_question is None:
         st.caption(
@@ -151,9 +151,9 @@ def _answer(now: Scenario, profile: Profile) -> None:
     asked, company = found_question
     key, until, between, seeds = asked
 
-    def work(tell: Progress) -> GoalSeek:
+    def work(progress: Progress) -> GoalSeek:
         low, high, log = parse_bounds(between)
-        options = RunOptions(profile=profile, progress=tell)
+        options = RunOptions(profile=profile, progress=progress)
         return goal_seek(company, key, until, low, high, log=log, seeds=seeds, options=options)
 
     about = (company.canonical_json(), profile.content_hash, asked)

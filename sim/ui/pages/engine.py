@@ -106,8 +106,8 @@ def _measure(choice: Choice) -> None:
             bench().forget(key)
             st.session_state["measuring"] = key
 
-            def measured(tell: Progress) -> Profile:
-                return model_session().measure(choice, float(budget_s), training, tell)
+            def measured(progress: Progress) -> Profile:
+                return model_session().measure(choice, float(budget_s), training, progress)
 
             bench().start(key, measured, lane="engine")
         fresh = _fresh()
@@ -259,4 +259,4 @@ if section == "measure":
 elif section == "ask":
     engine_prompt.ask(chosen, _profile_in_use(chosen.model))
 else:
-    engine_prompt.look(chosen)
+    engine_prompt.inspect_prompt(chosen)

@@ -1,4 +1,4 @@
-"""The page Engine's talk with the model: an answer as it comes, with its times and cost, and a look inside a prompt."""
+"""Prompts on the page Engine: an answer as it streams, with its times and cost, and the inspection of a prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.ui.jobs import Cancelled, Job, bench
 from sim.ui.model_session import Choice, ModelAnswer, PromptInspection, model_session
 
 _POLL_S = 0.25
-_PATIENCE_S = 1.5  # a look into a loaded model takes less: no progress bar flashes up
+_PATIENCE_S = 1.5  # the inspection by a loaded model takes less: no progress bar flashes up
 _MOST_TOKENS = 1024
 _FIRST_QUESTION = "Explain in two sentences why the sky is blue."
 _FIRST_TEXT = "The cat sat on the mat because it was tired. The cat sat on the"
@@ -78,12 +78,12 @@ def ask(choice: Choice, profile: Profile | None) -> None:
 def _begin(answer: ModelAnswer, chat: bool, max_tokens: int, temperature: float, seed: int) -> None:
     before = st.session_state.get("answering")
     if before is not None:
-        bench().forget(before[0])  # nobody looks at it any more
+        bench().forget(before[0])  # no page shows it any more
     number = st.session_state["answers"] = st.session_state.get("answers", 0) + 1
     key = ("answer", st.session_state.get("visitor"), number, id(answer))
 
-    def answered(tell: Progress) -> ModelAnswer:
-        return model_session().answer(answer, chat, max_tokens, temperature, seed, tell)
+    def answered(progress: Progress) -> ModelAnswer:
+        return model_session().answer(answer, chat, max_tokens, temperature, seed, progress)
 
     bench().start(key, answered, lane="engine")
     st.session_state["answering"] = (key, answer)
@@ -187,7 +187,7 @@ def _numbers(answer: ModelAnswer, profile: Profile | None) -> None:
     st.caption(components.plain(said))
 
 
-def look(choice: Choice) -> None:
+def inspect_prompt(choice: Choice) -> None:
     """Attention weights of a text, the next token, and the loss of the text."""
     with st.form("look_form"):
         text = st.text_area(
@@ -224,11 +224,11 @@ def look(choice: Choice) -> None:
         )
         chosen_head = st.container()
     _, text, chat = asked
-    key = ("look", choice, text, chat, int(layer), float(temperature))
+    key = ("inspection", choice, text, chat, int(layer), float(temperature))
 
-    def looked(tell: Progress) -> PromptInspection:
+    def looked(progress: Progress) -> PromptInspection:
         return model_session().inspect(
-            choice, text, chat, int(layer), _SHOWN_CANDIDATES, float(temperature), tell
+            choice, text, chat, int(layer), _SHOWN_CANDIDATES, float(temperature), progress
         )
 
     found = components.outcome(

@@ -1,4 +1,4 @@
-"""Page Overview: what the run shows, on one screen; what luck could make of it joins when it is known."""
+"""Page Overview: the run on one screen; the band of other random outcomes joins when it is computed."""
 
 from __future__ import annotations
 
@@ -24,28 +24,34 @@ _RUNS = 100
 _STILL_S = 1.5
 
 
-def luck(tell: Progress) -> MonteCarlo:
-    """The same company under other luck, and with what is unsure about it drawn."""
+def many_runs(progress: Progress) -> MonteCarlo:
+    """Monte Carlo study of the company: other random numbers, uncertain assumptions drawn."""
     from sim.study.monte_carlo import around
     from sim.study.runs.options import RunOptions
 
     # One core: the other one draws the pages.
-    return around(result, _RUNS, fans=("cash_usd",), options=RunOptions(workers=1, progress=tell))
+    return around(result, _RUNS, fans=("cash_usd",), options=RunOptions(workers=1, progress=progress))
 
 
 def cash_card() -> None:
-    """Cash at once; the band of luck around it joins when it is known."""
+    """Draw cash; the band of the Monte Carlo study joins when it is done."""
     unsure = {key: str(value) for key, value in result.scenario.uncertain.items()}
-    key = ("luck", result.scenario.canonical_json(), str(unsure), result.seed, result.profile.content_hash)
-    before = st.session_state.get("luck_key")
-    if before is not None and before != key:  # that of a company no longer on show
+    key = (
+        "many_runs",
+        result.scenario.canonical_json(),
+        str(unsure),
+        result.seed,
+        result.profile.content_hash,
+    )
+    before = st.session_state.get("many_runs_key")
+    if before is not None and before != key:  # of a company no longer shown
         last = bench().find(before)
         if last is not None and not last.future.done():
             bench().forget(before)
-    st.session_state["luck_key"] = key
+    st.session_state["many_runs_key"] = key
     job: Job[MonteCarlo] | None = bench().find(key)
     if job is None:
-        components.chart(cash(result, components.theme()), "cash", beneath=lambda: when_it_stands_still(key))
+        components.chart(cash(result, components.theme()), "cash", beneath=lambda: start_when_unchanged(key))
     elif job.future.done() and job.future.exception() is None:
         components.chart(cash_with_ruin(result, job.future.result(), components.theme()), "cash")
     else:
@@ -58,13 +64,13 @@ def cash_card() -> None:
 
 
 @components.fragment(run_every=_STILL_S / 2)
-def when_it_stands_still(key: tuple[object, ...]) -> None:
-    """Begin once the company has not been changed for a moment: half-made studies would only warm the room."""
-    changed, since_s = st.session_state.get("luck_waits", (None, 0.0))
+def start_when_unchanged(key: tuple[object, ...]) -> None:
+    """Start the study once the company has not been changed for `_STILL_S` seconds."""
+    changed, since_s = st.session_state.get("many_runs_waits", (None, 0.0))
     if changed != key:
-        st.session_state["luck_waits"] = (key, time.monotonic())
+        st.session_state["many_runs_waits"] = (key, time.monotonic())
     elif time.monotonic() - since_s >= _STILL_S:
-        bench().start(key, luck, lane="idle")
+        bench().start(key, many_runs, lane="idle")
         st.rerun()
     st.caption(tr("What other luck would make of it is tried in a moment."))
 

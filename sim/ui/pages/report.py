@@ -33,24 +33,24 @@ _FORMATS = {
 }
 
 
-def files_of(formats: list[str], sections: list[str], code: str, tell: Progress) -> dict[str, bytes]:
-    """{format: the report's bytes}, made one after the other; before, the runs that its section Uncertainty tells."""
+def files_of(formats: list[str], sections: list[str], code: str, progress: Progress) -> dict[str, bytes]:
+    """{format: the report's bytes}, made one after the other, after the runs of the section Uncertainty."""
     study, begin = None, 0.0
     if "uncertainty" in sections and set(formats) & {"html", "pdf"}:
         from sim.study.monte_carlo import around
         from sim.study.runs.options import RunOptions
 
         begin = _STUDY_SHARE
-        study = around(result, _RUNS, options=RunOptions(progress=_share(tell, 0.0, begin)))
+        study = around(result, _RUNS, options=RunOptions(progress=_share(progress, 0.0, begin)))
     made: dict[str, bytes] = {}
     each = (1 - begin) / len(formats)
     for number, name in enumerate(formats):
-        told = _share(tell, begin + number * each, each)
-        told(0.0, name.upper())
+        share = _share(progress, begin + number * each, each)
+        share(0.0, name.upper())
         if name == "html":
             made[name] = report_html(result, sections, code, study).encode()
         elif name == "pdf":
-            made[name] = report_pdf(result, sections, code, told, study)
+            made[name] = report_pdf(result, sections, code, share, study)
         else:
             made[name] = report_xlsx(result, code)
     return made
@@ -117,7 +117,7 @@ def build() -> None:
             key="make",
         ):
             st.session_state["report_key"] = key
-            bench().start(key, lambda tell: files_of(formats, sections, code, tell), patience_s=0.2)
+            bench().start(key, lambda progress: files_of(formats, sections, code, progress), patience_s=0.2)
         made = st.session_state.get("report_key")
         if made is None or made[: len(run_key) + 1] != key[: len(run_key) + 1]:
             return  # none asked for, or of another run than the one on show
@@ -141,7 +141,7 @@ def build() -> None:
 
 
 def data() -> None:
-    """The tables and the whole result, each at a click."""
+    """Draw buttons that download the tables and the result."""
     tables: dict[str, Callable[[], dict[str, bytes]]] = {
         "csv": lambda: {
             f"{name}.csv": table_csv(table).encode() for name, table in result_tables(result).items()
@@ -195,8 +195,8 @@ def data() -> None:
                 )
 
 
-def _share(tell: Progress, start: float, share: float) -> Progress:
-    return lambda fraction, what: tell(start + share * fraction, what)
+def _share(progress: Progress, start: float, share: float) -> Progress:
+    return lambda fraction, what: progress(start + share * fraction, what)
 
 
 def _size(content: bytes) -> str:

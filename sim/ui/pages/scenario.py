@@ -77,7 +77,7 @@ def fields(section: str) -> None:
 
 
 def grid(found: list[Leaf], *, with_section: bool) -> None:
-    """Assumptions side by side where there is room."""
+    """Draw assumptions side by side on wide screens."""
     sources = {
         item.key: f"{item.source} ({item.date})" if item.date else item.source
         for item in result.assumptions
@@ -102,7 +102,7 @@ def as_yaml() -> None:
 
 
 def take_in(file_name: str, content: bytes) -> None:
-    """Import a scenario and choose it, or say why not."""
+    """Import a scenario and choose it, or show the error."""
     try:
         st.session_state["choose"] = scenario_store.import_yaml(file_name, content)
     except InputError as error:
@@ -183,7 +183,7 @@ def hand_on() -> None:
 
 
 def sources_table() -> None:
-    """What the run rests on: measured, predicted, sourced and assumed numbers told apart."""
+    """Table of all assumptions, each marked as measured, predicted, sourced or assumed."""
     st.subheader(tr("What the run rests on"))
     wanted = st.pills(
         tr("Kind"),

@@ -109,8 +109,8 @@ def _trial(result: Result) -> tuple[LoadTrial, bool] | None:
         "seed": scenario.seed,
     }
 
-    def tried(tell: Progress) -> LoadTrial:
-        return try_load(profile, mix, objective=wanted, progress=tell, **asked)
+    def tried(progress: Progress) -> LoadTrial:
+        return try_load(profile, mix, objective=wanted, progress=progress, **asked)
 
     key = ("trial", profile.content_hash, wanted, tuple(mix.items()), tuple(asked.items()))
     found = components.outcome(bench().start(key, tried, patience_s=_PATIENCE_S), tr("Trial"))
@@ -205,7 +205,7 @@ def _batch(result: Result) -> None:
     mix = {traffic: 1.0} if traffic else dict(result.scenario.market.traffic)
     asked = (float(rate_rps), int(requests), cache_percent / 100, seed)
 
-    def watched(tell: Progress) -> BatchWatch:
+    def watched(progress: Progress) -> BatchWatch:
         return watch_batch(
             profile,
             mix,
@@ -213,7 +213,7 @@ def _batch(result: Result) -> None:
             requests=asked[1],
             cache_share=asked[2],
             seed=seed,
-            progress=tell,
+            progress=progress,
         )
 
     key = ("batch", profile.content_hash, tuple(mix.items()), asked)

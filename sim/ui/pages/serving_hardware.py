@@ -41,7 +41,7 @@ MIX = ""  # stands for the scenario's own traffic
 
 
 def draw(result: Result) -> None:
-    """The form, and what the last search found."""
+    """Draw the form and the result of the last search."""
     asked = _form(result)
     if asked is not None:
         st.session_state["hardware"] = asked
@@ -56,8 +56,8 @@ def draw(result: Result) -> None:
         return
     profile = result.profile
 
-    def compared(tell: Progress) -> HardwareComparison:
-        return _compare(asked, profile, tell)
+    def compared(progress: Progress) -> HardwareComparison:
+        return _compare(asked, profile, progress)
 
     key = ("hardware", profile.content_hash, repr(asked))
     found = components.outcome(bench().start(key, compared), tr("Comparing hardware"))
@@ -148,7 +148,7 @@ def _form(result: Result) -> dict[str, Any] | None:
     }
 
 
-def _compare(asked: dict[str, Any], profile: Profile, tell: Progress) -> HardwareComparison:
+def _compare(asked: dict[str, Any], profile: Profile, progress: Progress) -> HardwareComparison:
     if not asked["accelerators"] or not asked["ranks"]:
         raise InputError("accelerators: found none, allowed is one or more, and how many share a replica")
     ours = asked["engine"] == _OURS
@@ -171,7 +171,7 @@ def _compare(asked: dict[str, Any], profile: Profile, tell: Progress) -> Hardwar
     load = traffic_load(asked["mix"], max_context_tokens=longest)
     goal = goal_of(Objective(asked["ttft_p95_s"], asked["tpot_p95_s"]))
     comparison = compare_hardware(
-        load, goal, asked["rate_rps"], found, against=asked["against"], progress=tell
+        load, goal, asked["rate_rps"], found, against=asked["against"], progress=progress
     )
     comparison.refused[:0] = refused
     return comparison

@@ -40,8 +40,8 @@ _SIZES = np.array([1e8, 1e9, 1e10, 1e11])
 
 
 @st.cache_resource(show_spinner=False)
-def told() -> dict[Hashable, list[dict[str, Any]]]:
-    """What each training told of its steps so far, by the key of its job."""
+def step_messages() -> dict[Hashable, list[dict[str, Any]]]:
+    """Messages of each training so far, by the key of its job."""
     return {}
 
 
@@ -92,9 +92,9 @@ def train_here() -> None:
     key = ("training", *asked)
     folder = _MODELS_DIR / f"{config['architecture']}-{config['layers']}x{config['hidden_size']}"
     if bench().find(key) is None:
-        told()[key] = []
+        step_messages()[key] = []
 
-    def work(tell: Progress) -> dict[str, Any]:
+    def work(progress: Progress) -> dict[str, Any]:
         run_apart(
             "training",
             {
@@ -106,8 +106,8 @@ def train_here() -> None:
                 "prompt": prompt,
                 "sample_tokens": 60,
             },
-            progress=tell,
-            on_message=told().setdefault(key, []).append,
+            progress=progress,
+            on_message=step_messages().setdefault(key, []).append,
         )
         return read_json_object(folder / "report.json")
 
@@ -115,20 +115,20 @@ def train_here() -> None:
     live_curve(job, key, int(config["steps"]))
     report = components.outcome(job, tr("Training"))
     if report is not None:
-        trained(report, told()[key], folder)
+        trained(report, step_messages()[key], folder)
 
 
 @components.fragment(run_every=1.0)
 def live_curve(job: Job[Any], key: Hashable, steps: int) -> None:
     """The loss so far; drawn again every second while the run goes on."""
-    found = [message for message in told().get(key, []) if "step" in message]
+    found = [message for message in step_messages().get(key, []) if "step" in message]
     frame = pd.DataFrame(found, columns=["step", "loss", "validation_loss"]).astype(float)
     if len(frame):
         components.chart(loss_curve(frame, steps, components.theme()), "loss_curve", frame)
 
 
 def trained(report: dict[str, Any], messages: list[dict[str, Any]], folder: Path) -> None:
-    """What a finished training took and gave."""
+    """Draw time, loss and sample of a finished training."""
     data = report["data"]
     rows = {
         tr("Model"): tr(
@@ -202,7 +202,7 @@ def law_view() -> None:
     if st.session_state.get("law_asked") != key:
         return
 
-    def work(tell: Progress) -> str:
+    def work(progress: Progress) -> str:
         run_apart(
             "scaling",
             {
@@ -213,7 +213,7 @@ def law_view() -> None:
                 "minutes": minutes,
                 "library_mb": LIBRARY_MB,
             },
-            progress=tell,
+            progress=progress,
         )
         return str(_LAW_FILE)
 

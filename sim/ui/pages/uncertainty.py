@@ -26,7 +26,7 @@ from sim.ui import components, sidebar, url_state
 from sim.ui.study_jobs import dropdown, studied, study
 
 FANS = ("cash_usd", "revenue_usd", "gross_margin")
-SWING = 0.2  # of a lever that the scenario gives no distribution: assumed, and said to be
+SWING = 0.2  # of a lever that the scenario gives no distribution: assumed, and marked so
 _RUNS = {"200": "200", "50": "50", "500": "500", "1000": "1,000", "5000": "5,000"}
 _SAMPLING = {"lhs": mark("Latin hypercube"), "sobol": mark("Sobol' sequence"), "random": mark("random")}
 _UNTIL = {
@@ -46,7 +46,7 @@ _SCOPES = {
 }
 _SAMPLES = {"16": "16", "64": "64", "256": "256"}
 _TABLE = (*MAIN_OUTCOMES, "serving_cost_usd_per_mtok_last")
-# Undefined in many runs or almost always the same number: no histogram of them says much.
+# Undefined in many runs or almost always the same number: a histogram of them is of no use.
 OUTCOME_NAMES = [name for name in OUTCOMES if name not in ("ruined", "cash_out_month_index")]
 
 
@@ -86,7 +86,7 @@ def with_distributions(scenario: Scenario) -> tuple[Scenario, bool]:
     return (assumed(scenario), True) if wanted else (scenario, False)
 
 
-def controls_of_runs() -> dict[str, Any]:
+def inputs_of_runs() -> dict[str, Any]:
     """How many runs, drawn how, until when, and which targets."""
     with st.grid(4, min_column_width=170, gap="small"):
         runs = url_state.choice(dropdown, tr("Runs"), _RUNS, key="runs", persist_state="session")
@@ -121,9 +121,9 @@ def many_runs(company: Scenario, options: dict[str, Any]) -> MonteCarlo | None:
     """The study with these options, in the background."""
     profile, seed = result.profile, result.seed
 
-    def work(tell: Progress) -> MonteCarlo:
+    def work(progress: Progress) -> MonteCarlo:
         return monte_carlo(
-            company, seed=seed, fans=FANS, options=RunOptions(profile=profile, progress=tell), **options
+            company, seed=seed, fans=FANS, options=RunOptions(profile=profile, progress=progress), **options
         )
 
     about = (company.canonical_json(), profile.content_hash, seed, tuple(options.items()))
@@ -131,7 +131,7 @@ def many_runs(company: Scenario, options: dict[str, Any]) -> MonteCarlo | None:
 
 
 def numbers(found: MonteCarlo) -> None:
-    """What may happen, in four numbers; and what the study was."""
+    """Draw four key numbers, and what the study was."""
     end = found.ruin.iloc[-1]
     with st.grid(4, min_column_width=160, gap="small"):
         components.metric(
@@ -198,7 +198,7 @@ def pictures(found: MonteCarlo) -> None:
 
 
 def targets(found: MonteCarlo) -> None:
-    """In which share of runs each target is met."""
+    """Draw the share of runs that meet each target."""
     st.markdown(f"**{tr('Targets')}**")
     if len(found.targets):
         st.table(
@@ -218,7 +218,7 @@ def targets(found: MonteCarlo) -> None:
 
 
 def percentiles(found: MonteCarlo) -> None:
-    """Percentiles of what matters."""
+    """Draw the percentiles of the main outcomes."""
     st.subheader(tr("Percentiles"))
     table = found.outcomes.set_index("outcome").loc[list(_TABLE)]
     st.dataframe(
@@ -246,7 +246,7 @@ def _mean(name: Any, row: pd.Series) -> str:
 
 
 def distributions(company: Scenario, are_assumed: bool) -> None:
-    """What is drawn from."""
+    """Draw the table of distributions."""
     if not company.uncertain:
         return
     st.subheader(tr("Distributions in use"))
@@ -265,7 +265,7 @@ def distributions(company: Scenario, are_assumed: bool) -> None:
 
 
 def what_decides(company: Scenario, ready: bool) -> None:
-    """Which assumptions decide an outcome: a tornado at once, indices when asked for."""
+    """Which assumptions decide an outcome: a tornado at once, indices on request."""
     st.subheader(tr("What decides the outcome"))
     if not ready:
         st.caption(tr("Follows when the runs above are done."))
@@ -277,14 +277,14 @@ def what_decides(company: Scenario, ready: bool) -> None:
     keys = list(company.uncertain) if scope == "unsure" and company.uncertain else None
     profile = result.profile
 
-    def work(tell: Progress) -> Sensitivity:
+    def work(progress: Progress) -> Sensitivity:
         return sensitivity(
             company,
             outcome,
             method=cast(Method, method),
             keys=keys,
             samples=samples,
-            options=RunOptions(profile=profile, progress=tell),
+            options=RunOptions(profile=profile, progress=progress),
         )
 
     about = (company.canonical_json(), profile.content_hash, asked)
@@ -305,7 +305,7 @@ def what_decides(company: Scenario, ready: bool) -> None:
 
 
 def question(company: Scenario) -> tuple[str, str, str, int] | None:
-    """(outcome, method, scope, samples) asked for; the tornado of cash over unsure assumptions when nothing was."""
+    """(outcome, method, scope, samples) of the form; default: tornado of cash over uncertain assumptions."""
     usual = ("cash_usd_end", "tornado", "unsure" if company.uncertain else "all", 64)
     labels = {
         "p(ruined)": tr("Probability of ruin"),
@@ -365,7 +365,7 @@ components.heading(
     result, tr("What chance and unsure assumptions do to the outcome, and which of them decide it.")
 )
 company, are_assumed = with_distributions(studied(result))
-study_of_many = many_runs(company, controls_of_runs())
+study_of_many = many_runs(company, inputs_of_runs())
 if study_of_many is not None:
     numbers(study_of_many)
     pictures(study_of_many)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.actuals.variance import Asked, Sold, revenue_variance, usage_variance
+from sim.actuals.variance import PlanUsage, Sold, revenue_variance, usage_variance
 
 SOLD = st.builds(Sold, st.integers(-(10**12), 10**15), st.integers(0, 10**13))
-ASKED = st.builds(Asked, st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 10**13)).map(
-    lambda one: one if one.requests else Asked(one.customers, 0, 0)
+ASKED = st.builds(PlanUsage, st.integers(0, 10**6), st.integers(0, 10**9), st.integers(0, 10**13)).map(
+    lambda one: one if one.requests else PlanUsage(one.customers, 0, 0)
 )
 
 
@@ -22,7 +22,7 @@ def test_revenue_adds_up(planned: dict[str, Sold], actual: dict[str, Sold]) -> N
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), ASKED), st.dictionaries(st.sampled_from("abcd"), ASKED))
-def test_usage_adds_up(planned: dict[str, Asked], actual: dict[str, Asked]) -> None:
+def test_usage_adds_up(planned: dict[str, PlanUsage], actual: dict[str, PlanUsage]) -> None:
     difference = sum(one.tokens for one in actual.values()) - sum(one.tokens for one in planned.values())
     assert sum(usage_variance(planned, actual).values()) == difference
 
@@ -42,12 +42,12 @@ def test_revenue_without_tokens_is_a_cause_of_its_own() -> None:
 
 
 def test_usage_by_hand() -> None:
-    planned, twice = {"a": Asked(10, 100, 1000)}, {"a": Asked(20, 200, 2000)}
+    planned, twice = {"a": PlanUsage(10, 100, 1000)}, {"a": PlanUsage(20, 200, 2000)}
     assert usage_variance(planned, twice) == {
         "customers": 1000,
         "requests_per_customer": 0,
         "tokens_per_request": 0,
     }
     # All three double, 1,000 to 8,000: alike by symmetry, 7,000 in three parts.
-    assert sorted(usage_variance(planned, {"a": Asked(20, 400, 8000)}).values()) == [2333, 2333, 2334]
-    assert usage_variance({}, {"a": Asked(5, 50, 500)})["customers"] == 500
+    assert sorted(usage_variance(planned, {"a": PlanUsage(20, 400, 8000)}).values()) == [2333, 2333, 2334]
+    assert usage_variance({}, {"a": PlanUsage(5, 50, 500)})["customers"] == 500

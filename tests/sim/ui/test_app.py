@@ -199,8 +199,8 @@ def test_the_link_to_copy_opens_the_same_run(app: AppTest) -> None:
 
 @pytest.mark.slow
 def test_the_cash_gets_its_band_of_luck_once_the_company_stands_still(app: AppTest) -> None:
-    key, since_s = app.session_state["luck_waits"]
-    app.session_state["luck_waits"] = (key, since_s - 60.0)
+    key, since_s = app.session_state["many_runs_waits"]
+    app.session_state["many_runs_waits"] = (key, since_s - 60.0)
     drawn(app)
     drawn(app)
     titles = [said(block.value) for block in app.markdown]
