@@ -26,12 +26,12 @@ from engine.errors import InputError
 from engine.feedback.simulated_users import SimulatedUsage, collect, serve_users
 from engine.training.cleaning import CleaningRules
 from engine.training.config import TrainConfig, TrainReport
-from engine.training.data import Document, PreparedData, Tokens, pack, part, prepare, select, tokenize
+from engine.training.data import Document, PreparedData, Tokens, pack, prepare, select, tokenize
 from engine.training.optimizer import evaluate, threads_for
 from engine.training.trainer import new_model, save_model, train
 from engine.usage.meter import log_lines
 from engine.utils.files import write_atomically
-from engine.utils.progress import Progress
+from engine.utils.progress import Progress, part_of
 
 # Users of the default text write network and test code; everything else in the library is the bought text.
 USER_PACKAGES = ("asyncio", "concurrent", "email", "http", "logging", "multiprocessing", "unittest", "urllib")
@@ -184,7 +184,7 @@ def run_loop(
     config, out_dir, started = config or LoopConfig(), Path(out_dir), time.perf_counter()
     rng = np.random.default_rng(config.training.seed)
     names = {document.source for document in users}
-    texts = select([*_enough(base, config, rng), *users], _PIECES, part(progress, 0.0, 0.05))
+    texts = select([*_enough(base, config, rng), *users], _PIECES, part_of(progress, 0.0, 0.05))
     bought = [document for document in texts.documents if document.source not in names]
     bought = [bought[i] for i in rng.permutation(len(bought))]
     people = _people([document for document in texts.documents if document.source in names], config, rng)
@@ -201,12 +201,12 @@ def run_loop(
         config.training.sequence_tokens,
         validation_fraction=config.training.validation_fraction,
     )
-    model, first = _trained(data, held_out, config, part(progress, 0.05, 0.3))
+    model, first = _trained(data, held_out, config, part_of(progress, 0.05, 0.3))
     save_model(out_dir / "model-1", model, tokenizer)
     before = _judge(model, first, held_out, data.validation, config)
 
     served, busy_s, wall_s, consenting = serve_users(
-        out_dir / "model-1", senders, config.usage, rng, config.training.device, part(progress, 0.3, 0.45)
+        out_dir / "model-1", senders, config.usage, rng, config.training.device, part_of(progress, 0.3, 0.45)
     )
     write_atomically(out_dir / "usage.jsonl", log_lines(served))
     collected, removed = collect(served)
@@ -218,7 +218,7 @@ def run_loop(
         sequences = pack(tokenize(extra, tokenizer), config.training.sequence_tokens)
         extended = replace(data, train=np.concatenate([data.train, sequences]))
         steps = steps or _steps(extended, config)  # both runs take as many, so that only the text differs
-        model, report = _trained(extended, held_out, config, part(progress, *span), steps)
+        model, report = _trained(extended, held_out, config, part_of(progress, *span), steps)
         if name == "after":
             save_model(out_dir / "model-2", model, tokenizer)
         judged[name] = _judge(model, report, held_out, data.validation, config)

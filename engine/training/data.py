@@ -22,19 +22,12 @@ from engine.errors import InputError
 from engine.training.cleaning import CleaningRules, clean, cut, reason_to_remove
 from engine.training.dedup import near_duplicates
 from engine.utils.message import Message
-from engine.utils.progress import Progress
+from engine.utils.progress import Progress, part_of
 
 Tokens = NDArray[np.int32]
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
-
-
-def part(progress: Progress | None, start: float, end: float) -> Progress | None:
-    """A progress callback for the part of the work from `start` to `end`, both fractions of the whole."""
-    if progress is None:
-        return None
-    return lambda fraction, what: progress(start + (end - start) * fraction, what)
 
 
 @dataclass(frozen=True)
@@ -195,7 +188,7 @@ def prepare(
     """
     if sequence_tokens < 2:
         raise InputError(f"sequence_tokens is {sequence_tokens}; allowed is 2 or more")
-    kept = select(documents, rules or CleaningRules(), part(progress, 0.0, 0.6))
+    kept = select(documents, rules or CleaningRules(), part_of(progress, 0.0, 0.6))
     train_documents, validation_documents = split(kept.documents, validation_fraction)
     sides = {}
     tokens = 0
@@ -203,7 +196,7 @@ def prepare(
         ("training", train_documents, (0.6, 0.95)),
         ("validation", validation_documents, (0.95, 1.0)),
     ):
-        rows = tokenize(members, tokenizer, part(progress, *span))
+        rows = tokenize(members, tokenizer, part_of(progress, *span))
         side_tokens = sum(row.size for row in rows)
         tokens += side_tokens
         sides[side] = pack(rows, sequence_tokens)
@@ -268,7 +261,9 @@ def select(
     kept = exact
     if rules.near_duplicate_similarity is not None:
         verdicts = near_duplicates(
-            [document.text for document in exact], rules.near_duplicate_similarity, part(progress, 0.5, 1.0)
+            [document.text for document in exact],
+            rules.near_duplicate_similarity,
+            part_of(progress, 0.5, 1.0),
         )
         kept = [document for document, earlier in zip(exact, verdicts, strict=True) if earlier is None]
     removed["near duplicate"] = len(exact) - len(kept)

@@ -27,14 +27,14 @@ import torch
 from engine.errors import InputError
 from engine.profile.hardware import detect
 from engine.training.config import TrainConfig
-from engine.training.data import Document, PreparedData, part, prepare, train_tokenizer
+from engine.training.data import Document, PreparedData, prepare, train_tokenizer
 from engine.training.optimizer import batch_rows, evaluate, new_optimizer, optimizer_step, threads_for
 from engine.training.scaling_fit import LEVEL, HeldOut, Point, held_out, intervals, undetermined, with_draws
 from engine.training.scaling_law import TRAINING_FLOP, ScalingConstants, ScalingFit, fit
 from engine.training.trainer import new_model
 from engine.utils.files import write_atomically
 from engine.utils.message import Message
-from engine.utils.progress import Progress
+from engine.utils.progress import Progress, part_of
 
 COOLDOWN = 0.2  # of a run's tokens
 _WIDTH_OF_RATE = 64  # `learning_rate` is meant for this width; others get it times sqrt(64 / width)
@@ -148,7 +148,7 @@ def run_ladder(
         )
         start, end = (float(share / shares[-1]) for share in shares[index : index + 2])
         with threads_for(hidden_size):
-            parameters, losses, steps = learning_curve(chosen, data, marks, part(progress, start, end))
+            parameters, losses, steps = learning_curve(chosen, data, marks, part_of(progress, start, end))
         points += [
             (float(parameters), float(mark * config.step_tokens), loss)
             for mark, loss in zip(marks, losses, strict=True)
@@ -175,8 +175,8 @@ def measure_law(
 ) -> LadderReport:
     """`run_ladder` on documents: learn a byte-level BPE of `vocab_size` tokens from them, and prepare them by it."""
     tokenizer = train_tokenizer([document.text for document in documents], vocab_size)
-    data = prepare(documents, tokenizer, config.sequence_tokens, progress=part(progress, 0.0, 0.05))
-    return run_ladder(data, config, ladder, part(progress, 0.05, 1.0))
+    data = prepare(documents, tokenizer, config.sequence_tokens, progress=part_of(progress, 0.0, 0.05))
+    return run_ladder(data, config, ladder, part_of(progress, 0.05, 1.0))
 
 
 def learning_curve(

@@ -32,7 +32,7 @@ from engine.training.checkpoint import (
     training_tensors,
 )
 from engine.training.config import TrainConfig, TrainReport
-from engine.training.data import PreparedData, Tokens, part, prepare, read_documents, train_tokenizer
+from engine.training.data import PreparedData, Tokens, prepare, read_documents, train_tokenizer
 from engine.training.optimizer import (
     batch_rows,
     evaluate,
@@ -45,7 +45,7 @@ from engine.training.python_docs import MAX_MB, standard_library
 from engine.training.scaling_law import TRAINING_FLOP, training_flop
 from engine.utils.memory import peak_memory_bytes, reset_peak_memory
 from engine.utils.message import Message
-from engine.utils.progress import Progress
+from engine.utils.progress import Progress, part_of
 
 DEFAULT_TOKENIZER = "smollm2-135m"
 OnStep = Callable[[int, float | None, float | None], None]  # step, its loss, validation loss after it
@@ -106,11 +106,17 @@ def run_training(
         tokenizer,
         config.sequence_tokens,
         validation_fraction=config.validation_fraction,
-        progress=part(progress, 0.0, 0.1),
+        progress=part_of(progress, 0.0, 0.1),
     )
     model = new_model(config, data)
     report = train(
-        config, data, part(progress, 0.1, 1.0), out_dir=out_dir, model=model, resume=resume, on_step=on_step
+        config,
+        data,
+        part_of(progress, 0.1, 1.0),
+        out_dir=out_dir,
+        model=model,
+        resume=resume,
+        on_step=on_step,
     )
     save_model(out_dir, model, tokenizer)
     report.save(out_dir / "report.json")

@@ -1,4 +1,4 @@
-"""How far a piece of work is, as it tells whoever waits for it."""
+"""Progress of a piece of work, as its caller is informed of it."""
 
 from __future__ import annotations
 
@@ -10,4 +10,11 @@ Progress = Callable[[float, str], None]
 
 
 def no_progress(fraction: float, doing: str) -> None:
-    """Nobody waits: the progress is dropped."""
+    """Drop the progress."""
+
+
+def part_of(progress: Progress | None, start: float, end: float) -> Progress:
+    """The progress of the part of the work from `start` to `end`, both fractions of the whole."""
+    if progress is None:
+        return no_progress
+    return lambda fraction, doing: progress(start + (end - start) * fraction, doing)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from engine.errors import InputError
 from engine.utils.message import Message
-from engine.utils.progress import Progress, no_progress
+from engine.utils.progress import Progress, no_progress, part_of
 from sim.accounting.ledger import MICRO_PER_USD
 from sim.actuals.books import RENTED, Books, keep_books
 from sim.actuals.calibration import Calibration, calibrate
@@ -110,9 +110,9 @@ def plan_against_actual(
 
     report = progress or no_progress
     _check(inactive_months, ahead_months, runs)
-    metered = read_meter(database, months, now_s=now_s, progress=_part(report, 0.0, 0.3))
+    metered = read_meter(database, months, now_s=now_s, progress=part_of(report, 0.0, 0.3))
     first = _first(scenario, metered)
-    plan = simulate(scenario, profile=profile, surface=surface, progress=_part(report, 0.3, 0.4))
+    plan = simulate(scenario, profile=profile, surface=surface, progress=part_of(report, 0.3, 0.4))
     report(0.4, Message("keeping the books"))
     opening = round(_cash_before(plan, first) * MICRO_PER_USD)
     books = keep_books(metered, scenario, bank, planned_opening_micro=opening, default_plan=default_plan)
@@ -128,7 +128,7 @@ def plan_against_actual(
     same_load = dict(calibrated.market.traffic) == dict(scenario.market.traffic)
     forecast = simulate(
         calibrated, profile=plan.profile, surface=plan.surface if same_load else None,
-        progress=_part(report, 0.5, 0.6),
+        progress=part_of(report, 0.5, 0.6),
     )  # fmt: skip
     priced = _machine_price(measured, calibrated, forecast)
     if priced is not None:
@@ -140,7 +140,7 @@ def plan_against_actual(
             calibrated,
             runs=runs,
             fans=fan_columns(),
-            options=RunOptions(plan.profile, workers, progress=_part(report, 0.6, 1.0)),
+            options=RunOptions(plan.profile, workers, progress=part_of(report, 0.6, 1.0)),
         )
     report(1.0, Message("done"))
     return Actuals(
@@ -336,7 +336,3 @@ def _notes(measured: Measured, bank: Bank | None) -> list[str]:
 def _lines(lines: Sequence[int]) -> str:
     shown = ", ".join(f"{line:,}" for line in lines[:5])
     return f"line{'s' if len(lines) > 1 else ''} {shown}{', …' if len(lines) > 5 else ''} ({len(lines):,} in all)"
-
-
-def _part(report: Progress, low: float, high: float) -> Progress:
-    return lambda fraction, what: report(low + (high - low) * fraction, what)

@@ -21,7 +21,7 @@ from engine.batch import SchedulerConfig
 from engine.errors import InputError
 from engine.profile.profile import Profile
 from engine.utils.message import Message
-from engine.utils.progress import Progress, no_progress
+from engine.utils.progress import Progress, no_progress, part_of
 from sim.capacity.configurations import Configuration, Refused
 from sim.capacity.goals import Goal, Objective
 from sim.capacity.offered_load import OfferedLoad, traffic_load
@@ -248,7 +248,7 @@ def compare_hardware(
         against=against,
         requests=FEW_REQUESTS,
         cache_dir=cache_dir,
-        progress=lambda part, what: report(0.5 + 0.5 * part, what),
+        progress=part_of(report, 0.5, 1.0),
     )
     table = pd.DataFrame(rows, columns=list(PER_DOLLAR))
     table = table.sort_values(["tokens_per_usd", "configuration"], ascending=[False, True], ignore_index=True)

@@ -10,6 +10,7 @@ import typer
 
 from engine.errors import InputError
 from engine.utils.files import check_writable, write_atomically
+from engine.utils.progress import part_of
 from sim.cli.load_options import OfferedLoadOptions, numbers_of, prices_of, split
 from sim.cli.options import JsonFlag, ProfileOption, with_options
 from sim.cli.terminal import print_grid, print_json, print_table, progress_bar
@@ -68,9 +69,7 @@ def capacity(
     load = asked.offered(longest, limits.block_tokens)
     goal = asked.goal(load)
     with progress_bar("capacity") as report:
-        found = fleet_capacity(
-            chosen, load, goal, seed=seed, progress=lambda part, what: report(0.9 * part, what)
-        )
+        found = fleet_capacity(chosen, load, goal, seed=seed, progress=part_of(report, 0.0, 0.9))
         report(0.9, "at its capacity")
         _, frame, stats = replay_at(chosen, load, found.capacity_rps, REQUESTS_PER_RATE // 2, seed)
     profiles = [kind.profile for kind in stats.kinds]

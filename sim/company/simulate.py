@@ -18,7 +18,7 @@ import pandas as pd
 from simpy.events import ProcessGenerator
 
 from engine.utils.message import Message
-from engine.utils.progress import Progress, no_progress
+from engine.utils.progress import Progress, no_progress, part_of
 from sim.accounting.ledger import HOURS_PER_MONTH, Ledger
 from sim.accounting.statements import Statements
 from sim.company import tables
@@ -124,7 +124,7 @@ def simulate(
     report = progress or no_progress
     profile = _profile_for(scenario, profile)
     if surface is None:
-        surface = _surface_for(scenario, profile, lambda done, what: report(_SURFACE_SHARE * done, what))
+        surface = _surface_for(scenario, profile, part_of(report, 0.0, _SURFACE_SHARE))
     world = World(
         scenario=scenario,
         profile=profile,

@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.errors import InputError
 from engine.models.catalog import CatalogModel, find_model
 from engine.profile.hardware import CATALOG, Accelerator, lookup
-from engine.utils.progress import Progress
+from engine.utils.progress import Progress, part_of
 from sim.planner.serving import ServingAnswer, ServingNeed, serve
 from sim.planner.training import (
     LONGEST_SEQUENCE_TOKENS,
@@ -129,11 +129,7 @@ def plan(
     answers = []
     for number, row in enumerate(computed):
         price = row.price_usd_per_hour if price_usd_per_hour is None else price_usd_per_hour
-
-        def report(fraction: float, what: str, done: int = number) -> None:
-            if progress is not None:
-                progress((done + fraction) / len(computed), what)
-
+        report = part_of(progress, number / len(computed), (number + 1) / len(computed))
         served = serve(found, row, serving, price, cache_dir=cache_dir, progress=report)
         answers.append((row, served, train(found, row, need, price)))
     shown = [each for each in answers if each[0] in rows]

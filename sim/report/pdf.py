@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.utils.message import Message
-from engine.utils.progress import Progress, no_progress
+from engine.utils.progress import Progress, no_progress, part_of
 from sim.company.provenance import program_version, provenance_rows
 from sim.figures.theme import palette
 from sim.i18n import numbers
@@ -57,7 +57,7 @@ def report_pdf(
         pictures: dict[str, Picture] = {}
         if figures:
             fonts = document_fonts(chinese_first=language_now() == "zh")
-            pictures = draw_pictures(figures, fonts, lambda done, what: report(0.9 * done, what))
+            pictures = draw_pictures(figures, fonts, part_of(report, 0.0, 0.9))
         report(0.9, Message("typesetting the PDF"))
         shown = {section: [pictures[name] for name in names] for section, names in drawn.items()}
         data = _breakable(_data(result, chosen, shown, study), _LONG_WORD)

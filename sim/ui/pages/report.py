@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from engine.utils.progress import Progress
+from engine.utils.progress import Progress, part_of
 from sim.company.provenance import provenance_rows
 from sim.i18n.translate import LANGUAGES, language, mark, tr
 from sim.outputs import result_json, result_tables
@@ -41,16 +41,16 @@ def files_of(formats: list[str], sections: list[str], code: str, progress: Progr
         from sim.study.runs.options import RunOptions
 
         begin = _STUDY_SHARE
-        study = around(result, _RUNS, options=RunOptions(progress=_share(progress, 0.0, begin)))
+        study = around(result, _RUNS, options=RunOptions(progress=part_of(progress, 0.0, begin)))
     made: dict[str, bytes] = {}
     each = (1 - begin) / len(formats)
     for number, name in enumerate(formats):
-        share = _share(progress, begin + number * each, each)
-        share(0.0, name.upper())
+        part = part_of(progress, begin + number * each, begin + (number + 1) * each)
+        part(0.0, name.upper())
         if name == "html":
             made[name] = report_html(result, sections, code, study).encode()
         elif name == "pdf":
-            made[name] = report_pdf(result, sections, code, share, study)
+            made[name] = report_pdf(result, sections, code, part, study)
         else:
             made[name] = report_xlsx(result, code)
     return made
@@ -193,10 +193,6 @@ def data() -> None:
                     on_click="ignore",
                     key=f"download_{name}",
                 )
-
-
-def _share(progress: Progress, start: float, share: float) -> Progress:
-    return lambda fraction, what: progress(start + share * fraction, what)
 
 
 def _size(content: bytes) -> str:
