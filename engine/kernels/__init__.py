@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache on a GPU, written in Triton; each kernel stands beside its torch reference.
+"""How does attention run over a paged KV cache? On a GPU in Triton, on a processor in C.
 
 The modules import triton: import them only where `available` says so. A kernel is compiled at its first call for a
 combination of head size, type and options, so call it once before a CUDA graph is captured.

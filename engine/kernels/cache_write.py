@@ -66,12 +66,3 @@ def _write_kernel(
         new_value = tl.load(value + token * value_stride + head * value_head_stride + dim, mask=exists)
         tl.store(keys + slot * SIZE + place, new_key.to(keys.dtype.element_ty), mask=exists)
         tl.store(values + slot * SIZE + place, new_value.to(values.dtype.element_ty), mask=exists)
-
-
-def reference_write_cache(
-    key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor
-) -> None:
-    """What `write_cache` does, in plain torch."""
-    real = slots >= 0
-    keys.flatten(0, 1)[slots[real].long()] = key[real].to(keys.dtype)
-    values.flatten(0, 1)[slots[real].long()] = value[real].to(values.dtype)

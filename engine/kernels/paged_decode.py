@@ -19,10 +19,8 @@ from engine.kernels.softmax import (
     Options,
     attend_tiles,
     check,
-    gathered,
     normalised,
     padded,
-    reference_attention,
 )
 
 _PROGRAMS_PER_MULTIPROCESSOR = 3  # what its shared memory holds
@@ -275,25 +273,3 @@ def _join_kernel(
     result = tl.sum(mixed * weight[:, None], 0) / tl.where(total == 0, 1.0, total)
     target = out + request * out_stride + head * out_head_stride + dims
     tl.store(target, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
-
-
-def reference_paged_decode(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_tables: torch.Tensor,
-    context_lengths: torch.Tensor,
-    options: Options = PLAIN,
-) -> torch.Tensor:
-    """What `paged_decode` returns, request by request in plain torch."""
-    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    for request, length in enumerate(context_lengths.tolist()):
-        if length:
-            out[request] = reference_attention(
-                query[request : request + 1],
-                gathered(keys, block_tables[request], length),
-                gathered(values, block_tables[request], length),
-                torch.tensor([length - 1], device=query.device),
-                options,
-            )[0]
-    return out

@@ -17,10 +17,8 @@ from engine.kernels.softmax import (
     Options,
     attend_tiles,
     check,
-    gathered,
     normalised,
     padded,
-    reference_attention,
 )
 
 
@@ -188,28 +186,3 @@ def _prefill_kernel(
     result = normalised(best, total, mixed, sinks, head, valid, SINKS)
     target = out + row[:, None] * out_stride + head[:, None] * out_head_stride + dims[None, :]
     tl.store(target, result.to(out.dtype.element_ty), mask=stored)
-
-
-def reference_paged_prefill(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_tables: torch.Tensor,
-    first_rows: torch.Tensor,
-    starts: torch.Tensor,
-    options: Options = PLAIN,
-) -> torch.Tensor:
-    """What `paged_prefill` returns, chunk by chunk in plain torch; rows of no chunk are 0."""
-    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    rows = first_rows.tolist()
-    for chunk, start in enumerate(starts.tolist()):
-        first, end = rows[chunk : chunk + 2]
-        length = start + end - first
-        out[first:end] = reference_attention(
-            query[first:end],
-            gathered(keys, block_tables[chunk], length),
-            gathered(values, block_tables[chunk], length),
-            torch.arange(start, length, device=query.device),
-            options,
-        )
-    return out

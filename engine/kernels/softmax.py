@@ -139,35 +139,3 @@ def normalised(best, total, mixed, sinks, heads, valid, SINKS: tl.constexpr):
         scale = tl.exp2(best - top)
         total = total * scale + tl.exp2(sink - top)
     return mixed * (scale / tl.where(total == 0, 1.0, total))[:, None]
-
-
-def reference_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor, options: Options
-) -> torch.Tensor:
-    """Attention written down plainly, in float32.
-
-    query [tokens, heads, head_dim] at `positions` [tokens], key and value [length, kv_heads, head_dim] at positions
-    0 … length − 1; returns [tokens, heads, head_dim] of query's type.
-    """
-    shared = query.shape[1] // key.shape[1]
-    key, value = (part.float().repeat_interleave(shared, dim=1) for part in (key, value))
-    scores = torch.einsum("qhd,khd->hqk", query.float(), key) * (options.scaling or query.shape[2] ** -0.5)
-    if options.softcap:
-        scores = options.softcap * (scores / options.softcap).tanh()
-    distance = torch.arange(len(key), device=query.device) - positions[:, None]
-    if options.slopes is not None:
-        scores = scores + options.slopes.float()[:, None, None] * distance
-    hidden = distance > 0
-    if options.window:
-        hidden |= distance <= -options.window
-    scores = scores.masked_fill(hidden, float("-inf"))
-    if options.sinks is not None:
-        sink = options.sinks.float()[:, None, None].expand(-1, len(query), 1)
-        scores = torch.cat([scores, sink], dim=-1)
-    weights = scores.softmax(dim=-1)[..., : len(key)]
-    return torch.einsum("hqk,khd->qhd", weights, value).to(query.dtype)
-
-
-def gathered(cache: torch.Tensor, table: torch.Tensor, length: int) -> torch.Tensor:
-    """The first `length` tokens of the blocks in `table`, [length, kv_heads, head_dim]."""
-    return cache[table.long()].flatten(0, 1)[:length]

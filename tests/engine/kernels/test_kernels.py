@@ -14,15 +14,19 @@ from tests.helpers.triton import ON_GPU, RUNS_HERE, needs_working_interpreter, r
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 if RUNS_HERE:
     from engine.kernels import available
-    from engine.kernels.cache_write import reference_write_cache, write_cache
+    from engine.kernels.cache_write import write_cache
     from engine.kernels.paged_decode import (
         DecodeWorkspace,
         decode_splits,
         paged_decode,
-        reference_paged_decode,
     )
-    from engine.kernels.paged_prefill import paged_prefill, reference_paged_prefill
+    from engine.kernels.paged_prefill import paged_prefill
     from engine.kernels.softmax import Options
+    from tests.helpers.reference_kernels import (
+        reference_paged_decode,
+        reference_paged_prefill,
+        reference_write_cache,
+    )
 
 BLOCK_TOKENS = 16
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
