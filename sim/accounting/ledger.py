@@ -86,7 +86,7 @@ PROFIT_KINDS: tuple[Kind, ...] = ("revenue", "cogs", "opex", "interest", "tax")
 
 
 def micro(usd: float) -> int:
-    """US dollars as whole micro-dollars (the only rounding money ever sees)."""
+    """US dollars as whole micro-dollars (money is rounded only here)."""
     return round(usd * MICRO_PER_USD)
 
 

@@ -34,7 +34,7 @@ RETENTION_MONTHS = 12
 
 
 def ratio(above: float, below: float) -> float:
-    """above / below, NaN where that means nothing."""
+    """above / below, NaN where it is undefined."""
     return above / below if below else math.nan
 
 
@@ -44,17 +44,17 @@ def gross_margin(revenue_usd: float, cogs_usd: float) -> float:
 
 
 def cac_usd(sales_and_marketing_usd: float, new_customers: float) -> float:
-    """What it cost to win one customer."""
+    """Customer acquisition cost in USD."""
     return ratio(sales_and_marketing_usd, new_customers)
 
 
 def ltv_usd(arpu_usd: float, margin: float, churn_rate: float) -> float:
-    """Gross profit that a customer leaves behind: ARPU × gross margin / churn rate (all per month)."""
+    """Lifetime gross profit of a customer in USD: ARPU × gross margin / churn rate (all per month)."""
     return ratio(arpu_usd * margin, churn_rate)
 
 
 def cac_payback_months(cac: float, arpu_usd: float, margin: float) -> float:
-    """Months of gross profit that pay a customer's acquisition back; NaN when he never does."""
+    """Months of gross profit that pay back the acquisition cost; NaN when they never do."""
     monthly = arpu_usd * margin
     return cac / monthly if monthly > 0 else math.nan
 
@@ -92,10 +92,10 @@ def trailing(values: FloatArray, months: int = TRAILING_MONTHS) -> FloatArray:
 def retention(
     joined: NDArray[np.int64], mrr: FloatArray, customers: FloatArray, span: int = RETENTION_MONTHS
 ) -> tuple[FloatArray, FloatArray]:
-    """NRR and GRR by month [months], over everybody who was a customer `span` months before; NaN until then.
+    """NRR and GRR by month [months], over the customers of `span` months before; NaN until then.
 
-    Customers of one plan and cohort are alike here, so the cap of GRR (nobody counts for more than he paid
-    then) applies to the mean of each: survivors × the smaller of what they paid then and pay now.
+    Customers of one plan and cohort are alike here, so the cap of GRR (no customer counts for more than the revenue
+    then) applies to the mean of each: survivors × the smaller of revenue per customer then and now.
 
     Args:
         joined: month of joining of each cohort.

@@ -47,7 +47,7 @@ class Statements:
         return self._frame(lines, exact)
 
     def balance_sheet(self, *, exact: bool = False) -> pd.DataFrame:
-        """Closing balances of each month; equity holds what was paid in and what was earned so far."""
+        """Closing balances of each month; equity is paid-in capital and retained earnings."""
         assets, assets_total = self._section("asset", running=True)
         liabilities, liabilities_total = self._section("liability", sign=-1, running=True)
         equity, paid_in = self._section("equity", sign=-1, running=True)
@@ -60,8 +60,8 @@ class Statements:
     def cash_flow(self, *, exact: bool = False) -> pd.DataFrame:
         """From net income to the change of cash, by the indirect method.
 
-        Operating: net income, depreciation (which costs no cash), and what working capital held back. Investing:
-        equipment bought less what was got for retired equipment. Financing: shares and debt.
+        Operating: net income, depreciation (which costs no cash), and the change of working capital. Investing:
+        equipment bought less proceeds of retired equipment. Financing: shares and debt.
         """
         assets, liabilities = self._section("asset")[0], self._section("liability")[0]
         cash = assets.pop("cash")

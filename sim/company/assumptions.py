@@ -28,7 +28,7 @@ class Assumption:
 
 
 def assumptions(scenario: Scenario, profile: Profile, surface: CapacitySurface) -> list[Assumption]:
-    """What the run rests on: the profile's numbers first, then every value of the scenario in its own order.
+    """Assumptions of a run: the profile's numbers first, then every value of the scenario in its own order.
 
     A source written in the scenario's `sources` wins; the schema's source holds only while the value is its
     default.

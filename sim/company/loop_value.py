@@ -1,4 +1,4 @@
-"""What the loop is worth: usage → consented text → better model → more customers who stay → usage.
+"""Value of the loop: usage → consented text → better model → more customers who stay → usage.
 
 Two questions, both answered by runs that share their random numbers, so that the difference is the loop's:
 - The whole loop: the same company with and without it (`loop.cut`).
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class LoopValue:
     """Means over seeds; `_se` are standard errors of the mean (NaN with one seed).
 
-    Per-user values are of one more user (of the company's mean mix of plans) through the whole run, by what he
-    teaches alone: what he pays and costs himself is not in them.
+    Per-user values are of one more user (of the company's mean mix of plans) through the whole run, by the
+    text alone: the revenue and cost of that user are not in them.
     """
 
     seeds: int
@@ -56,7 +56,7 @@ def loop_value(
     profile: Profile | None = None,
     surface: CapacitySurface | None = None,
 ) -> LoopValue:
-    """What the loop, and one more user through it, are worth in a scenario (4 runs per seed).
+    """Value of the loop, and of one more user through it, in a scenario (4 runs per seed).
 
     Args:
         scenario: the company; its own seed is the first of the seeds.

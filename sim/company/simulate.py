@@ -51,7 +51,7 @@ class Result:
     `monthly`: one row per month, units in the column names. `events`: month_index, day, stage, what (an English
     sentence), kind and values (numbers and names, a dict), see `sim.i18n.event_messages.EVENTS`.
     `daily_fleet`: month_index, hour_of_day, demand_rps, replicas_reserved, replicas_on_demand, utilisation
-    (mean over the week). `loop`: what flowed round the flywheel over the whole run, see `_loop`. The tables of
+    (mean over the week). `loop`: totals of the flywheel over the whole run, see `_loop`. The tables of
     `sim.company.tables` are made when first asked for.
     """
 
@@ -71,7 +71,7 @@ class Result:
 
     @cached_property
     def cohorts(self) -> pd.DataFrame:
-        """Who is left of each month's new customers, and what they pay: `sim.company.tables.cohort_table`."""
+        """Customers kept of each month's signups, and their revenue: `sim.company.tables.cohort_table`."""
         return tables.cohort_table(self.facts)
 
     @cached_property
@@ -96,7 +96,7 @@ class Result:
 
     @cached_property
     def cap_table(self) -> pd.DataFrame:
-        """Who owns the company after each round: `sim.stages.finance.funding.cap_table`."""
+        """Ownership of the company after each round: `sim.stages.finance.funding.cap_table`."""
         return cap_table(self.facts.rounds, self.facts.labels)
 
 
@@ -144,7 +144,7 @@ def simulate(
     for stage in stages:
         world.env.process(stage(world))
     if progress is not None:
-        world.env.process(_tell(world, report))
+        world.env.process(_report_progress(world, report))
     world.env.run(until=world.months * HOURS_PER_MONTH)
     statements = Statements(world.ledger, month_labels(scenario.start_month, world.months))
     table = monthly_table(world, statements)
@@ -201,7 +201,7 @@ def _week_shape() -> np.ndarray[Any, np.dtype[np.float64]]:
     return shape / shape.mean()
 
 
-def _tell(world: World, report: Progress) -> ProcessGenerator:
+def _report_progress(world: World, report: Progress) -> ProcessGenerator:
     for month in range(world.months):
         yield world.until(month, 0)
         done = _SURFACE_SHARE + (1 - _SURFACE_SHARE) * month / world.months

@@ -32,7 +32,7 @@ _TOKENS_PER_MTOK = 1e6
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run left behind for tables: the books, and what the stages recorded by plan, bill and round."""
+    """Data of a run for the tables: the ledger, and the records of the stages by plan, bill and round."""
 
     market: Market
     ledger: Ledger
@@ -53,12 +53,12 @@ class Facts:
         return {plan_key(segment, plan): segment for segment, settings in found for plan in settings.plans}
 
     def recorded(self, plan: str, what: str) -> FloatArray:
-        """A quantity of a plan by month, zero when it never came up."""
+        """A recorded quantity of a plan by month [months]; zeros where there is none."""
         return self.plan_records.get((plan, what), np.zeros(self.months))
 
 
 def cohort_table(facts: Facts) -> pd.DataFrame:
-    """One row per plan, month of joining and month: who is left of them, and what they pay.
+    """One row per plan, month of joining and month: customers kept and their revenue.
 
     Columns: segment, plan, cohort and month (labels), age_months, customers (billed), mrr_usd, customers_kept
     and mrr_kept (fractions of the cohort's first month).
@@ -134,7 +134,7 @@ def segment_table(facts: Facts) -> pd.DataFrame:
 
 
 def unit_economics(facts: Facts, last_months: int = 12) -> pd.DataFrame:
-    """One row per plan over the last months of the run: what a customer and a million tokens bring and cost.
+    """One row per plan over the last months of the run: revenue and cost per customer and million tokens.
 
     Columns: segment, plan, customers_mean (free users and trials included), tokens_mtok, revenue_usd,
     cogs_own_usd (caused by the plan alone), cogs_shared_usd (its part by tokens), cogs_usd, gross_profit_usd,
@@ -213,7 +213,7 @@ def cogs_by_cause(facts: Facts) -> pd.DataFrame:
 
 
 def ageing(facts: Facts, *, exact: bool = False) -> pd.DataFrame:
-    """One row per month and account (payable, receivable): what is open at its end, by how long it is overdue.
+    """One row per month and account (payable, receivable): open amounts at its end, by time overdue.
 
     The buckets of a row add up to the account's balance in the ledger, to the micro-dollar (`exact`: integers of
     micro-dollars instead of USD).
@@ -263,7 +263,7 @@ def _by_plan(facts: Facts, accounts: list[str] | tuple[str, ...]) -> tuple[dict[
 def _spread(
     own: dict[str, FloatArray], shared: FloatArray, *, span: slice, weights: dict[str, float] | None
 ) -> dict[str, float]:
-    """Totals over a span by plan, each with its part of what is shared (by weight; by its own total if None)."""
+    """Totals over a span by plan, each with its part of the shared amount (by weight; by its own total if None)."""
     totals = {plan: float(values[span].sum()) for plan, values in own.items()}
     weights = totals if weights is None else weights
     weight = sum(weights.values())

@@ -46,10 +46,10 @@ def language() -> str:
 
 
 def set_language(code: str) -> None:
-    """Speak this language from here on (in this thread or task).
+    """Set the language of the current thread or task.
 
     Raises:
-        InputError: a language that there is no translation of.
+        InputError: no translation into this language.
     """
     if code not in LANGUAGES:
         raise InputError(f"language: found {code!r}, allowed: {', '.join(LANGUAGES)}")
@@ -58,7 +58,7 @@ def set_language(code: str) -> None:
 
 @contextmanager
 def speaking(code: str) -> Iterator[None]:
-    """Speak a language within a `with` block."""
+    """Use a language within a `with` block."""
     before = _current.get()
     set_language(code)
     try:

@@ -28,8 +28,8 @@ def inconsistency(scenario: ScenarioFields) -> Problem | None:
 def _training(scenario: ScenarioFields) -> Iterator[Problem]:
     training = scenario.training
     steps, data = training.reinforcement, scenario.data
-    nobody = data.labelling is None and data.feedback_pairs_per_million_requests == 0
-    if steps is not None and steps.half_gain_pairs > 0 and nobody:
+    no_pairs = data.labelling is None and data.feedback_pairs_per_million_requests == 0
+    if steps is not None and steps.half_gain_pairs > 0 and no_pairs:
         yield Problem(
             "training.reinforcement.half_gain_pairs",
             f"found {steps.half_gain_pairs:g} where nobody compares answers",

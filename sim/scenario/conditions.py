@@ -49,7 +49,7 @@ class Measure:
     inside: Condition | None = None
 
     def of(self, runs: pd.DataFrame) -> float:
-        """Its value over runs (one row each); NaN when the outcome is undefined in one of them.
+        """Value of the measure over runs (one row each); NaN when the outcome is undefined in one of them.
 
         Raises:
             InputError: an outcome that the runs don't have.
@@ -66,7 +66,7 @@ class Measure:
         return float(values.mean())
 
     def each(self, runs: pd.DataFrame) -> NDArray[np.float64]:
-        """What the statistic is taken of: the outcome of each run, or 0 and 1 for a probability [runs].
+        """Values that the statistic is taken of: the outcome of each run, or 0 and 1 for a probability [runs].
 
         Raises:
             InputError: as `of`.
@@ -105,17 +105,17 @@ class Condition:
     value: float
 
     def holds_in(self, runs: pd.DataFrame) -> NDArray[np.bool_]:
-        """Whether it holds in each run taken alone [runs]; for conditions on a plain outcome."""
+        """Whether the condition holds in each run [runs]; for conditions on a plain outcome."""
         return self.compared(self.measure.each(runs))
 
     def holds(self, runs: pd.DataFrame) -> bool:
-        """Whether it holds over the runs: in every one for a plain outcome, else for the statistic."""
+        """Whether the condition holds over the runs: in every one for a plain outcome, else for the statistic."""
         if self.measure.statistic == "each":
             return bool(self.holds_in(runs).all()) and len(runs) > 0
         return bool(self.compared(np.array([self.measure.of(runs)]))[0])
 
     def violation(self, runs: pd.DataFrame) -> float:
-        """How far the worst run (or the statistic) is from holding, in the outcome's unit; 0 when it holds."""
+        """Distance of the worst run (or the statistic) from the condition, in the outcome's unit; 0 when it holds."""
         if self.holds(runs):
             return 0.0
         plain = self.measure.statistic == "each"
@@ -129,7 +129,7 @@ class Condition:
         return max(float(np.max(size)), np.finfo(np.float64).tiny)
 
     def compared(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether each value is in the relation asked for."""
+        """Whether each value is in the relation to the target."""
         compare = {
             "<=": np.less_equal,
             ">=": np.greater_equal,

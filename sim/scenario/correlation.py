@@ -58,7 +58,7 @@ def factor(matrix: FloatArray) -> FloatArray:
 
 
 def correlate(shares: FloatArray, matrix: FloatArray) -> FloatArray:
-    """Independent shares of (0, 1) [runs, keys] made to move together; each column stays uniform."""
+    """Independent shares of (0, 1) [runs, keys] with the given correlation; each column stays uniform."""
     from scipy.special import ndtr, ndtri
 
     if np.array_equal(matrix, np.eye(len(matrix))):

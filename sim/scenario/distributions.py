@@ -12,9 +12,9 @@ Numbers stand by name or in this order:
     discrete(values, weights)   lists; without weights all are equally likely
     empirical(values)           a list, or a CSV file beside the scenario: read linearly between its ordered values
 
-Every one is a quantile function: a share u of (0, 1) gives a value, so that one u means the same luck whatever the
+Every one is a quantile function: a share u of (0, 1) gives a value, so that one u means the same quantile whatever the
 distribution is. `within` cuts both ends off (the rest is scaled up). Shares are kept within 1e-12 of 0 and 1, so the
-range that a distribution can reach is finite. A run that is not told otherwise takes the median.
+range that a distribution can reach is finite. A run without another value takes the median.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Distribution:
 
     @property
     def median(self) -> float:
-        """The value of a run that is not told otherwise."""
+        """The median: the value of a run without another one."""
         value = float(self.quantile(0.5))
         return int(value) if self.whole else value
 
@@ -90,7 +90,7 @@ class Distribution:
 
     @property
     def text(self) -> str:
-        """As it is written in a scenario, with every parameter named."""
+        """Text of the distribution in a scenario file, with every parameter named."""
         names = _PARAMETERS[self.kind]
         words = (
             f"{name}={list(value) if isinstance(value, tuple) else value!r}"

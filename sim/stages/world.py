@@ -38,7 +38,7 @@ BOOKS_HOUR = 729.5
 class ModelVersion:
     """A released model: its loss (nats per token) and quality index (0 to 1).
 
-    `gain`: nats per token by which tuning makes it feel better than its loss on text.
+    `gain`: of tuning and reinforcement, nats per token, beside the loss on text.
     """
 
     version: int
@@ -51,7 +51,7 @@ class ModelVersion:
 class Service:
     """How the fleet served one month: share of requests served, and p95 latency over its objective (≥ 1).
 
-    `credit_share`: of the month's invoices given back for outages.
+    `credit_share`: fraction of the month's invoices given back for outages.
     """
 
     served_fraction: float = 1.0
@@ -63,7 +63,7 @@ class Service:
 class Spare:
     """Machines of the fleet for other work this month; the fleet's prices are those of this month."""
 
-    idle_h: float = 0.0  # replica-hours reserved, not wanted by demand, and not taken by anybody yet
+    idle_h: float = 0.0  # replica-hours reserved, not used by demand or by other work so far
     reserved_usd_per_h: float = 0.0
     on_demand_usd_per_h: float = 0.0
     output_tokens_per_h: float = 1.0  # what one replica writes flat out
@@ -155,7 +155,7 @@ class World:
         return self.month / 12
 
     def until(self, month: int, hour: float) -> simpy.Timeout:
-        """Wait for an hour of a month."""
+        """Event of an hour of a month, to be waited for."""
         return self.env.timeout(month * HOURS_PER_MONTH + hour - self.env.now)
 
     def record(self, name: str, value: float) -> None:
@@ -165,7 +165,7 @@ class World:
         self.records[name][self.month] += value
 
     def recorded(self, name: str) -> float:
-        """What was recorded of a quantity in the current month so far."""
+        """Sum of a physical quantity recorded in the current month so far."""
         return float(self.records[name][self.month]) if name in self.records else 0.0
 
     @property
@@ -185,7 +185,7 @@ class World:
 
 
 def use_idle(world: World, hours: float, account: str, memo: str) -> float:
-    """Use up to `hours` idle replica-hours of this month; gives how many there were, their cost moved."""
+    """Use up to `hours` idle replica-hours of this month; their cost moves to `account`. Returns the hours used."""
     spare = world.spare
     used = min(max(hours, 0.0), spare.idle_h)
     spare.idle_h -= used

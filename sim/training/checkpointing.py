@@ -17,7 +17,7 @@ from statistics import NormalDist
 
 from engine.errors import InputError
 
-SHORTEST_INTERVAL_S = 1.0  # nobody saves more often, however cheap it is
+SHORTEST_INTERVAL_S = 1.0  # the least interval in practice, however cheap a checkpoint is
 _EXACT_MEAN = 1e6  # expected counts above this take the normal approximation
 _HOPELESS = 50.0  # mean times between failures that one stretch lasts: it would never end
 

@@ -79,7 +79,7 @@ def activation_bytes(
     vocab_size: int = 0,
     recompute: Recompute = "selective",
 ) -> float:
-    """Bytes that the backward pass wants of `tokens` tokens (sequences × length) in flight on one accelerator."""
+    """Activation bytes for the backward pass of `tokens` tokens (sequences × length) in flight on one accelerator."""
     kept = tokens * hidden_size * 34.0
     if recompute == "none":
         kept += tokens * 5.0 * attention_heads * sequence_tokens

@@ -97,7 +97,7 @@ class Sizes(_Part):
 
 
 class Claim(_Part):
-    """A number of accelerators that somebody says a model needs."""
+    """A published number of accelerators that a model is said to need."""
 
     accelerator: str = Field(description="of engine/profile/hardware.py's catalog")
     accelerators: int = Field(ge=1)
@@ -106,7 +106,7 @@ class Claim(_Part):
 
 
 class ReferenceFile(_Part):
-    """Everything in the file, by name."""
+    """Content of the file of references, by name."""
 
     runs: dict[str, PublishedRun]
     snapshots: dict[str, Snapshot] = Field(default_factory=dict)
@@ -165,7 +165,10 @@ def load(path: str | Path) -> ReferenceFile:
 
 
 def compute(run: PublishedRun) -> dict[str, float]:
-    """What the inputs of a run give, under the names of `PublishedRun.published`; times only where an MFU is known."""
+    """Quantities computed from the inputs of a run, by their names in `PublishedRun.published`.
+
+    Times are among them only where an MFU is known.
+    """
     flop = training_compute(
         run.parameters,
         run.tokens,

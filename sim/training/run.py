@@ -25,7 +25,7 @@ from engine.errors import InputError
 from engine.training.scaling_law import training_flop, training_hours
 from sim.training.checkpointing import best_stretches, expected_time_s, poisson_interval, poisson_quantile
 
-# Defaults with a source, for whoever has no numbers of their own.
+# Defaults with a source.
 LLAMA3_NODE_MTBF_H = 54 * 24 * 2048 / 419  # Llama 3 report, arXiv:2407.21783, table 5: 8 H100 to a node
 MEGASCALE_RESTART_S = 600.0  # Jiang et al. 2024, arXiv:2402.15627: detected and diagnosed in under 10 minutes
 LLAMA_PUE = 1.1  # Touvron et al. 2023, arXiv:2302.13971, section 6
@@ -36,7 +36,7 @@ STORAGE_BYTES_PER_S_PER_NODE = 1e9
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is expected to take; hours are of the whole cluster unless they are accelerator-hours."""
+    """Expected course of a run; hours are of the whole cluster unless they are accelerator-hours."""
 
     flop: float
     accelerators: int
@@ -59,7 +59,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class RealisedRun:
-    """How a run went once."""
+    """One random course of a run."""
 
     failures: int
     hours: float
@@ -98,7 +98,7 @@ def training_compute(
 
 
 def straggler_factor(nodes: int, step_time_cv: float) -> float:
-    """How much longer a synchronous step takes than the mean node's: the slowest of `nodes` (see the module)."""
+    """Time of a synchronous step, set by the slowest of `nodes`, over that of the mean node (see the module)."""
     if nodes <= 1 or step_time_cv == 0:
         return 1.0
     return 1 + step_time_cv * NormalDist().inv_cdf((nodes - 0.375) / (nodes + 0.25))
@@ -207,7 +207,7 @@ def plan_run(
 
 
 def realised(plan: RunPlan, uniform: float) -> RealisedRun:
-    """One run, from one number in [0, 1): failures are the Poisson quantile, each costs what one costs on average.
+    """One run, from one number in [0, 1): failures are the Poisson quantile, each at its mean cost.
 
     The mean over uniform numbers is the plan's. How far into its stretch a failure strikes is averaged out; with
     more than a few failures their number is what makes one run differ from another.
@@ -232,7 +232,7 @@ def realised(plan: RunPlan, uniform: float) -> RealisedRun:
 
 
 def inferred_mfu(flop: float, accelerator_hours: float, peak_flops: float) -> float:
-    """The MFU that a run had, from what it took: FLOP / (accelerator-seconds × peak)."""
+    """MFU of a run: FLOP / (accelerator-seconds × peak)."""
     return flop / (accelerator_hours * 3600 * peak_flops)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from sim.scenario.schema.base import NEBIUS, Section, fraction, option, quantity
 
 Transfer = Annotated[float, Field(ge=0, le=1)]
-MOST_SOURCES = 100  # each month draws luck for so many, so that one more source changes nobody else's
+MOST_SOURCES = 100  # each month draws for so many, so that one more source changes no other's draws
 
 
 class DataSource(Section):

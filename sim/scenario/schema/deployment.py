@@ -6,7 +6,7 @@ from pydantic import Field
 
 from sim.scenario.schema.base import NEBIUS, Section, fraction, option, quantity
 
-MOST_REGIONS = 16  # each month draws luck for so many, so that one more region changes no other's
+MOST_REGIONS = 16  # each month draws for so many, so that one more region changes no other's draws
 
 
 class Region(Section):

@@ -22,7 +22,7 @@ class Labels:
 
 
 def labels(labelling: Labelling) -> Labels:
-    """What the people at hand deliver in a month."""
+    """Hours, cost, demonstrations and comparisons of a month of labelling."""
     hours = labelling.people * labelling.hours_per_month
     comparing = hours * labelling.preference_share
     answers = (hours - comparing) * labelling.demonstrations_per_hour * labelling.usable_share

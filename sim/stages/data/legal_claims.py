@@ -1,7 +1,7 @@
-"""The law of training text, as luck: owners take their text back, and somebody claims damages.
+"""Legal events of training text: sources that their owners withdraw, and claims for damages.
 
 Both arrive as Poisson processes per source; what a claim costs is exponential around its mean (most are small,
-a few hurt). Every month draws the same amount of luck, for a hundred sources whether there are so many or not.
+a few large). Every month draws the same number of uniforms, for `MOST_SOURCES` sources, however many there are.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from sim.stages.payments import buy
 from sim.stages.world import FloatArray, World
 from sim.utils.randomness import poisson
 
-LUCK_PER_SOURCE = 3  # withdrawn or not, how many claims, how large
+UNIFORMS_PER_SOURCE = 3  # withdrawn or not, how many claims, how large
 
 
 @dataclass(frozen=True)
 class LegalMonth:
-    """What happened to one source in one month."""
+    """Withdrawal and claims of one source in one month."""
 
     withdrawn: bool
     claims: int
@@ -27,21 +27,21 @@ class LegalMonth:
 
 
 def draw(world: World) -> FloatArray:
-    """This month's luck, [sources, 3] uniforms."""
-    return world.random["legal"].random((MOST_SOURCES, LUCK_PER_SOURCE))
+    """Uniform random numbers of this month, shape [MOST_SOURCES, UNIFORMS_PER_SOURCE]."""
+    return world.random["legal"].random((MOST_SOURCES, UNIFORMS_PER_SOURCE))
 
 
-def happened(source: DataSource, luck: FloatArray) -> LegalMonth:
-    """Turn a source's luck (three uniforms) into events at its yearly rates."""
-    withdrawn = float(luck[0]) < -math.expm1(-source.withdrawals_per_year / 12)
-    claims = poisson(float(luck[1]), source.claims_per_year / 12)
-    each_usd = -source.claim_usd * math.log1p(-float(luck[2]))
+def happened(source: DataSource, uniforms: FloatArray) -> LegalMonth:
+    """Withdrawal and claims of a source in a month, from its three uniforms and its yearly rates."""
+    withdrawn = float(uniforms[0]) < -math.expm1(-source.withdrawals_per_year / 12)
+    claims = poisson(float(uniforms[1]), source.claims_per_year / 12)
+    each_usd = -source.claim_usd * math.log1p(-float(uniforms[2]))
     return LegalMonth(withdrawn, claims, claims * each_usd)
 
 
-def settle(world: World, name: str, source: DataSource, luck: FloatArray) -> bool:
-    """Pay a source's claims of the month; gives whether the source is withdrawn from now on."""
-    month = happened(source, luck)
+def settle(world: World, name: str, source: DataSource, uniforms: FloatArray) -> bool:
+    """Pay a source's claims of the month; returns whether the source is withdrawn from now on."""
+    month = happened(source, uniforms)
     if month.claims:
         buy(world, "legal", month.claims_usd, "claim over training text", name)
         world.record("legal_claims", month.claims)

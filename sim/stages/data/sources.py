@@ -28,7 +28,7 @@ class Arrival:
 
 
 def arrival(source: DataSource, drawn_tokens: float) -> Arrival:
-    """What a month brings of a source that has given `drawn_tokens` clean tokens (repeats included) so far."""
+    """Tokens of a source in one month, after `drawn_tokens` clean tokens (repeats included) of earlier months."""
     raw = source.tokens_per_month
     cleaned = raw * source.cleaning_yield
     unique = cleaned * (1 - source.duplicate_share)

@@ -33,11 +33,11 @@ def run(world: World) -> ProcessGenerator:
     for month in range(world.months):
         yield world.until(month, OPENING_HOUR)
         _fade(world)
-        luck = legal_claims.draw(world)
+        uniforms = legal_claims.draw(world)
         for row, (name, source) in enumerate(data.sources.items()):
             if name in withdrawn:
                 continue
-            if legal_claims.settle(world, name, source, luck[row]):
+            if legal_claims.settle(world, name, source, uniforms[row]):
                 withdrawn.add(name)
                 continue
             raw_tokens += source.tokens_per_month
@@ -56,21 +56,21 @@ def run(world: World) -> ProcessGenerator:
 
 def opt_in(world: World) -> float:
     """Share of this month's usage that may be learnt from: each plan's own opt-in where it has one."""
-    everybody = world.scenario.data.feedback_opt_in
+    default = world.scenario.data.feedback_opt_in
     own = {name: plan.feedback_opt_in for name, plan in plans_of(world.scenario.market).items()}
     asked = world.requests_by_plan
     total = sum(asked.values())
     if total <= 0 or all(value is None for value in own.values()):
-        return everybody
+        return default
     consented = 0.0
     for name, requests in asked.items():
         plan_opt_in = own.get(name)
-        consented += requests * (everybody if plan_opt_in is None else plan_opt_in)
+        consented += requests * (default if plan_opt_in is None else plan_opt_in)
     return min(1.0, consented / total)
 
 
 def _crawled(world: World) -> float:
-    """Tokens of the pool that the company holds without anybody's leave."""
+    """Tokens of the pool from sources that were crawled without a licence."""
     held = world.pool.held
     crawled = (name for name, source in world.scenario.data.sources.items() if source.licence == "crawled")
     return sum(held[name].tokens for name in crawled if name in held)
@@ -88,7 +88,7 @@ def _fade(world: World) -> None:
 
 
 def _take_in(world: World, name: str, drawn_tokens: float) -> float:
-    """Buy, work up and take in one source's month; gives the clean tokens drawn from it."""
+    """Buy, work up and take in one source's month; returns the clean tokens drawn from it."""
     data = world.scenario.data
     source = data.sources[name]
     cost_usd = source.tokens_per_month / _TOKENS_PER_MTOK * source.price_usd_per_mtok
@@ -117,7 +117,7 @@ def _label(world: World, people: Labelling) -> None:
 
 
 def _feedback(world: World) -> float:
-    """Take in what consenting users sent this month; gives the tokens kept."""
+    """Take in what consenting users sent this month; returns the tokens kept."""
     data, month = world.scenario.data, world.month
     served = world.records["prompt_tokens"][month] + world.records["output_tokens"][month]
     consent = opt_in(world)

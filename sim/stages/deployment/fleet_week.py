@@ -65,16 +65,16 @@ class Week:
         return min(1.0, float(self.served_rps.sum()) / asked) if asked > 0 else 1.0
 
     def without(self, lost_fraction: float) -> Week:
-        """The week when a part of what it served is lost to outages."""
+        """This week with a fraction of the served requests lost to outages."""
         return self if lost_fraction == 0 else replace(self, served_rps=self.served_rps * (1 - lost_fraction))
 
 
 @dataclass(frozen=True)
 class SpotMarket:
-    """What the spot market does in a week: luck by hour [168], and how often it takes one machine back."""
+    """The spot market in a week: uniform random numbers by hour [168], and interruptions per machine and hour."""
 
     spot: Spot
-    luck: FloatArray
+    uniforms: FloatArray
     interruptions_per_h: float
 
 
@@ -121,12 +121,12 @@ def serve_week(
     weight = np.array([[part_h], [1 - part_h]])
     limit_rps = max(surface.capacity_rps, OVERLOAD * surface.saturation_rps)
     served = np.minimum(demand_rps, replicas * limit_rps)
-    felt = surface.at(served / replicas)
+    at_load = surface.at(served / replicas)
     requests = served * weight
     total = float(requests.sum())
 
-    def mean_felt(column: str) -> float:
-        values = np.asarray(felt[column])
+    def served_mean(column: str) -> float:
+        values = np.asarray(at_load[column])
         return float((values * requests).sum() / total) if total > 0 else float(values.min())
 
     return Week(
@@ -138,12 +138,12 @@ def serve_week(
         idle=ordered - wanted,
         demand_rps=demand_rps,
         served_rps=requests.sum(axis=0),
-        busy_fraction=(felt["busy_fraction"] * replicas * weight).sum(axis=0) / ordered,
+        busy_fraction=(at_load["busy_fraction"] * replicas * weight).sum(axis=0) / ordered,
         capacity_rps=surface.capacity_rps,
         interruptions=interruptions,
-        in_flight=float((felt["batch_mean"] * replicas * weight).sum() / (replicas * weight).sum()),
-        ttft_p95_s=mean_felt("ttft_p95_s"),
-        tpot_p95_s=mean_felt("tpot_p95_s"),
+        in_flight=float((at_load["batch_mean"] * replicas * weight).sum() / (replicas * weight).sum()),
+        ttft_p95_s=served_mean("ttft_p95_s"),
+        tpot_p95_s=served_mean("tpot_p95_s"),
     )
 
 
@@ -151,13 +151,13 @@ def interrupted(spot: FloatArray, market: SpotMarket) -> FloatArray:
     """Spot replicas taken back in each hour [168]; no more than there are."""
     means = (spot * market.interruptions_per_h).tolist()
     counts = [
-        poisson(u, mean) if mean > 0 else 0 for u, mean in zip(market.luck.tolist(), means, strict=True)
+        poisson(u, mean) if mean > 0 else 0 for u, mean in zip(market.uniforms.tolist(), means, strict=True)
     ]
     return np.minimum(np.array(counts, dtype=np.float64), spot)
 
 
 def together(weeks: list[Week]) -> Week:
-    """The fleets of all regions as one; latencies are means over the requests served."""
+    """Sum of the fleets of all regions; latencies are means over the requests served."""
     if len(weeks) == 1:
         return weeks[0]
     ordered = np.sum([week.ordered for week in weeks], axis=0)

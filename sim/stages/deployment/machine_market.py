@@ -47,7 +47,7 @@ class MachineOffer:
 
 
 def machines(world: World) -> list[MachineOffer]:
-    """The measured machine, then those that come to market; speeds are those of the served format."""
+    """All machines of the run: the measured one, then the generations of the scenario; speeds in the served format."""
     deployment = world.scenario.deployment
     price = deployment.replica_price_usd_per_hour
     if price is None:
@@ -71,7 +71,7 @@ def best(world: World, known: list[MachineOffer]) -> MachineOffer:
 
 
 def faster(surface: CapacitySurface, speed: float) -> CapacitySurface:
-    """The surface of a replica whose every step takes 1/speed of the time."""
+    """Capacity surface of a replica whose every step takes 1/speed of the time."""
     if speed == 1:
         return surface
     table = surface.table.copy()

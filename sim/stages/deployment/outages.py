@@ -1,9 +1,9 @@
-"""Outages: times in which a region serves nobody, what is lost, and the credits that customers get.
+"""Outages: times in which a region serves no requests, what is lost, and the credits that customers get.
 
 Outages of a region are a Poisson process; each begins at any hour of the month and lasts an exponential time. What
 would have been served meanwhile is lost, but for the part that other regions take over. The month's uptime, weighted
 by the regions' traffic, decides the credit, as in the service level agreements of clouds. A month draws the same
-amount of luck whatever happens: up to eight outages.
+number of uniforms whatever happens: up to eight outages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sim.stages.world import FloatArray
 from sim.utils.randomness import poisson
 
 MOST_IN_A_MONTH = 8
-LUCK = 1 + 3 * MOST_IN_A_MONTH  # how many; and of each: where, when, how long
+UNIFORMS = 1 + 3 * MOST_IN_A_MONTH  # how many; and of each: where, when, how long
 _HOURS = np.arange(HOURS_PER_MONTH)
 
 
@@ -39,21 +39,21 @@ class OutageMonth:
 NONE = OutageMonth(0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
 
-def happened(outages: Outages, luck: FloatArray, shares: list[float], weeks: list[Week]) -> OutageMonth:
-    """Turn a month's luck ([LUCK] uniforms) into outages.
+def happened(outages: Outages, uniforms: FloatArray, shares: list[float], weeks: list[Week]) -> OutageMonth:
+    """Outages of a month, from its uniforms [UNIFORMS].
 
     Args:
         outages: rates and terms.
-        luck: uniform numbers in [0, 1).
+        uniforms: uniform numbers in [0, 1).
         shares: of the traffic, by region; they add up to 1.
         weeks: what each region would have served.
     """
-    count = min(MOST_IN_A_MONTH, poisson(float(luck[0]), outages.per_year / 12 * len(weeks)))
+    count = min(MOST_IN_A_MONTH, poisson(float(uniforms[0]), outages.per_year / 12 * len(weeks)))
     if count == 0:
         return NONE
     machines = 0.0
     down = np.zeros((len(weeks), HOURS_PER_MONTH))  # part of each hour without service
-    for where, when, how_long in luck[1 : 1 + 3 * count].reshape(count, 3).tolist():
+    for where, when, how_long in uniforms[1 : 1 + 3 * count].reshape(count, 3).tolist():
         start = when * HOURS_PER_MONTH
         end = start - outages.mean_h * math.log1p(-how_long)
         region = int(where * len(weeks))

@@ -1,7 +1,7 @@
 """From a passed gate to all users: a few of them first, and back if the version disappoints.
 
 Some versions that pass on held-out text disappoint in use. The canary finds part of them while few users see them;
-the rest serve everybody until they are found, and are then rolled back. Without a canary in the scenario every version
+the rest serve all users until they are found, and are then rolled back. Without a canary in the scenario every version
 is good and simply takes its days. A smaller number format costs quality: exp(−k·loss added), as in `learning`.
 """
 
@@ -18,14 +18,14 @@ from sim.stages.payments import buy
 from sim.stages.world import ModelVersion, World
 
 _HOURS_PER_DAY = 24
-LUCK = 2  # uniforms per version: whether it is bad, whether the canary finds it
+UNIFORMS = 2  # uniforms per version: whether it is bad, whether the canary finds it
 
 
 def format_loss(world: World) -> float:
-    """Nats per token that the served number format adds to what users feel.
+    """Nats per token that the served number format adds to the loss.
 
     Raises:
-        InputError: neither the scenario nor the profile knows.
+        InputError: neither the scenario nor the profile has a measurement.
     """
     quantisation = world.scenario.deployment.quantisation
     if quantisation is None:
@@ -42,7 +42,7 @@ def format_loss(world: World) -> float:
 
 
 def served(world: World, version: ModelVersion) -> ModelVersion:
-    """A version as users feel it in the served number format."""
+    """A version with its quality in the served number format."""
     lost = format_loss(world)
     if lost == 0:
         return version
@@ -52,10 +52,10 @@ def served(world: World, version: ModelVersion) -> ModelVersion:
 
 
 def bring(world: World, version: ModelVersion) -> ProcessGenerator:
-    """Roll one version out."""
+    """Roll one version out to all users; a bad one is rolled back when it is found."""
     deployment = world.scenario.deployment
     canary = deployment.canary
-    is_bad, is_found = world.random["canary"].random(LUCK).tolist()
+    is_bad, is_found = world.random["canary"].random(UNIFORMS).tolist()
     before, new = world.live, served(world, version)
     if canary is None:
         yield world.env.timeout(deployment.rollout_days * _HOURS_PER_DAY)

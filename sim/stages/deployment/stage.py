@@ -32,7 +32,7 @@ FLEET_COLUMNS = ("demand_rps", "replicas_reserved", "replicas_on_demand", "utili
 
 @dataclass
 class FleetState:
-    """What binds the fleet over the months: its machines, and what is reserved in each region."""
+    """State of the fleet over the months: its machines, and the replicas reserved in each region."""
 
     regions: list[Region]
     shares: list[float]  # of the traffic, by region
@@ -49,14 +49,14 @@ def run(world: World) -> ProcessGenerator:
     for month in range(world.months):
         yield world.until(month, SERVING_HOUR)
         noise = world.random["deployment"].standard_normal(HOURS_PER_WEEK)
-        spot_luck = world.random["spot"].random((MOST_REGIONS, HOURS_PER_WEEK))
-        outage_luck = world.random["outages"].random(outages.LUCK)
+        spot_uniforms = world.random["spot"].random((MOST_REGIONS, HOURS_PER_WEEK))
+        outage_uniforms = world.random["outages"].random(outages.UNIFORMS)
         if month % deployment.reserved_term_months == 0:
             _renew(world, fleet)
-        weeks = _serve(world, fleet, noise, spot_luck)
+        weeks = _serve(world, fleet, noise, spot_uniforms)
         outage = outages.NONE
         if deployment.outages is not None:
-            outage = outages.happened(deployment.outages, outage_luck, fleet.shares, weeks)
+            outage = outages.happened(deployment.outages, outage_uniforms, fleet.shares, weeks)
         undisturbed = together(weeks)
         week = undisturbed.without(outage.lost_fraction)
         slowness = max(week.ttft_p95_s / deployment.ttft_p95_s, week.tpot_p95_s / deployment.tpot_p95_s, 1.0)
@@ -81,7 +81,7 @@ def roll_out(world: World) -> ProcessGenerator:
 
 
 def _open(world: World) -> FleetState:
-    """The fleet before its first month."""
+    """Create the fleet before its first month."""
     deployment = world.scenario.deployment
     world.live = rollout.served(world, world.live)
     if deployment.shortage is not None:
@@ -128,8 +128,8 @@ def _demand(world: World, fleet: FleetState, noise: FloatArray | None) -> list[F
     return demand
 
 
-def _serve(world: World, fleet: FleetState, noise: FloatArray, spot_luck: FloatArray) -> list[Week]:
-    """Each region's week."""
+def _serve(world: World, fleet: FleetState, noise: FloatArray, spot_uniforms: FloatArray) -> list[Week]:
+    """Serve the week of each region, in their order."""
     deployment = world.scenario.deployment
     shortage = deployment.shortage if world.is_scarce else None
     weeks = []
@@ -138,7 +138,7 @@ def _serve(world: World, fleet: FleetState, noise: FloatArray, spot_luck: FloatA
         market = None
         if deployment.spot is not None:
             rate = deployment.spot.interruptions_per_h * (shortage.interruption_factor if shortage else 1.0)
-            market = SpotMarket(deployment.spot, spot_luck[row], rate)
+            market = SpotMarket(deployment.spot, spot_uniforms[row], rate)
         week = serve_week(
             deployment,
             fleet.machine.surface,
@@ -154,7 +154,7 @@ def _serve(world: World, fleet: FleetState, noise: FloatArray, spot_luck: FloatA
 
 
 def _prices(world: World, fleet: FleetState, weeks: list[Week]) -> dict[str, tuple[str, float]]:
-    """What the month's machines cost: {memo: (account, USD)}; tells other work what idle machines cost."""
+    """What the month's machines cost: {memo: (account, USD)}; sets the prices of idle machines in `world.spare`."""
     deployment = world.scenario.deployment
     price = fleet.machine.price(world)
     now_price = price * _scarcity_factor(world)
@@ -182,7 +182,7 @@ def _prices(world: World, fleet: FleetState, weeks: list[Week]) -> dict[str, tup
 
 
 def _scarcity_factor(world: World) -> float:
-    """On the price of what is ordered now."""
+    """Factor on the price of machines ordered now."""
     shortage = world.scenario.deployment.shortage
     return shortage.price_factor if shortage is not None and world.is_scarce else 1.0
 

@@ -1,7 +1,7 @@
 """Funding: shares sold in rounds, on a date or when the cash runs low; loans with interest and repayment.
 
 Models the capital side. A round pays in its amount; its investors own amount / (pre-money + amount) of the
-company and everybody before is diluted by that and by new shares for staff. A round may wait until the runway
+company and all earlier holders are diluted by that and by new shares for staff. A round may wait until the runway
 (cash over the mean net burn of the last three months) is short, and in a downturn it closes only with some
 chance each month. A loan costs interest each month on what is owed, and is paid back in equal parts.
 """
@@ -31,20 +31,20 @@ _FINANCING = ("paid_in_capital", "debt")
 
 @dataclass(frozen=True)
 class Sought:
-    """A round that is not closed yet, with luck of its own: no other round changes it."""
+    """A round that is not closed yet, with a random stream of its own: no other round changes its draws."""
 
     funding: FundingRound
-    luck: np.random.Generator
+    random: np.random.Generator
 
 
 class Treasury:
-    """Watches the cash: how much each month burnt, without what investors and lenders put in."""
+    """Cash burnt in each month, without the money of investors and lenders."""
 
     def __init__(self) -> None:
         self._closing: list[int] = [0]  # cash less all financing so far, micro-dollars, by month
 
     def close(self, world: World) -> None:
-        """Remember the month that ends."""
+        """Record the burn of the month that ends."""
         financed = -sum(world.ledger.balance_micro(account) for account in _FINANCING)
         self._closing.append(world.ledger.balance_micro("cash") - financed)
 
@@ -57,7 +57,7 @@ class Treasury:
 
 
 def rounds_to_seek(world: World) -> dict[str, Sought]:
-    """All rounds of the scenario."""
+    """All rounds of the scenario, by name."""
     return {
         name: Sought(funding, substream(world.seed, f"funding {name}"))
         for name, funding in world.scenario.finance.funding.items()
@@ -74,7 +74,7 @@ def pay_in(world: World, memo: str, investor: str, usd: float) -> None:
 def open_month(world: World, treasury: Treasury, sought: dict[str, Sought]) -> None:
     """Close the rounds that are due, and draw the loans of the month; `sought` loses the closed rounds."""
     for name, one in list(sought.items()):
-        funding, uniform = one.funding, float(one.luck.random())
+        funding, uniform = one.funding, float(one.random.random())
         if world.month < funding.month:
             continue
         limit = funding.runway_below_months
@@ -92,7 +92,7 @@ def open_month(world: World, treasury: Treasury, sought: dict[str, Sought]) -> N
 
 
 def founders_share(rounds: list[ClosedRound]) -> float:
-    """What the founders own of the company after all rounds."""
+    """Fraction of the company that the founders own after all rounds."""
     return math.prod(1 - one.investor_share - one.staff_share for one in rounds)
 
 

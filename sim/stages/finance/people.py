@@ -53,7 +53,7 @@ def at_full_strength(heads: FloatArray, ramp_months: float) -> FloatArray:
 
 
 def hire(world: World) -> dict[str, Staff]:
-    """Everybody by role, for the whole run."""
+    """Staff of every role, for the whole run."""
     staff = {}
     for name, role in world.scenario.finance.people.items():
         heads = headcounts(role, world.months)
@@ -82,7 +82,7 @@ def pay_salaries(world: World, staff: dict[str, Staff]) -> None:
 
 
 def assign_sales(world: World, staff: dict[str, Staff]) -> None:
-    """Say how many ramped salespeople work for each segment this month."""
+    """Set `world.sales_people`: ramped salespeople of each segment this month."""
     segments = list(segments_of(world.scenario.market))
     world.sales_people = dict.fromkeys(segments, 0.0)
     for people in staff.values():

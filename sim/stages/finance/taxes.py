@@ -46,7 +46,7 @@ class IncomeTax:
         self._owed: dict[int, int] = {}  # by month of payment
 
     def close(self, world: World) -> None:
-        """Book what the year so far asks beyond what is booked; close the year with its last month."""
+        """Book the tax of the year so far, less what is booked; close the year with its last month."""
         before_tax = world.ledger.profit_micro() + world.ledger.balance_micro("income_tax")
         profit = before_tax - self._before_year
         due = tax_micro(self._taxes, profit, self._losses)

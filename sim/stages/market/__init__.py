@@ -1,1 +1,1 @@
-"""Stage 4: who comes, what they use and pay, who leaves."""
+"""Stage 4: signups, usage, invoices and churn."""

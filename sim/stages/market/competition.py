@@ -25,7 +25,7 @@ MOST_EFFECT = 20.0  # bounds the effect of an absurd price or quality, so that c
 
 @dataclass(frozen=True)
 class Offer:
-    """What is to be had elsewhere: USD per million tokens (prompt and output together), quality index."""
+    """The best rival offer: USD per million tokens (prompt and output together), quality index."""
 
     price_usd_per_mtok: float
     quality: float
@@ -98,7 +98,7 @@ def churn_probability(
         segment: strengths of the effects.
         base: probability at par quality, objective latency and reference price.
         advantage: quality less that of the offer elsewhere.
-        slowness: felt latency over the objective, at least 1.
+        slowness: latency over the objective, at least 1.
         refused: fraction of requests not served.
         price: over the reference.
         incidents: safety incidents of last month.

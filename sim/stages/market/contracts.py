@@ -1,6 +1,6 @@
 """Contracts: terms that bind, minimums, payment in advance; signed, renewed and lost as events.
 
-Models committed business. Nobody leaves within a term; at its end each contract is renewed or lost, with the
+Models committed business. No customer leaves within a term; at its end each contract is renewed or lost, with the
 hazard of a lost renewal moved by quality, latency and price as churn is. Fees and minimum may be invoiced
 ahead: that money is a liability (deferred revenue) until it is earned, a month at a time (ASC 606).
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def churn_at_par(plan: Plan) -> float:
-    """Probability of leaving when one can: each month, or at the end of a contract's term."""
+    """Probability of leaving when it is possible: each month, or at the end of a contract's term."""
     return plan.churn_per_month if plan.contract is None else 1 - plan.contract.renewal_share
 
 
@@ -31,18 +31,18 @@ def term_ends(contract: Contract, month: int, cohorts: Cohorts) -> NDArray[np.bo
 
 
 def committed_micro(plan: Plan, month: int, cohorts: Cohorts, count: Cohorts) -> Cohorts:
-    """What cohorts of `count` customers have to pay this month whatever they use, in micro-dollars."""
+    """Commitment of this month of cohorts of `count` customers, whatever their usage, in micro-dollars."""
     return least_micro(plan, plan.monthly_fee_usd * seats(plan, month, cohorts), count)
 
 
 def least_micro(plan: Plan, fee_usd: FloatArray, count: Cohorts) -> Cohorts:
-    """The same of `count` customers each, whose fee comes to `fee_usd` each."""
+    """Commitment of a month of cohorts of `count` customers with a fee of `fee_usd` each, in micro-dollars."""
     assert plan.contract is not None
     return whole_micro(count * np.maximum(fee_usd, plan.contract.minimum_usd_per_month))
 
 
 def commitment_micro(least: Cohorts, ahead: Cohorts, used: Cohorts) -> Cohorts:
-    """What is owed beyond fees and usage, so that a month comes to its least and to what was paid ahead for it."""
+    """Amount owed beyond fees and usage, up to the larger of the minimum and the month's advance payment."""
     return np.maximum(0, np.maximum(least, ahead) - used)
 
 
@@ -56,7 +56,7 @@ def to_invoice_ahead(book: PlanBook, month: int) -> Cohorts:
 
 
 def commission_usd(plan: Plan, customers: int) -> float:
-    """What sales earn on contracts signed this month: a share of the first year's commitment."""
+    """Sales commission in USD on contracts signed this month: a share of the first year's commitment."""
     contract = plan.contract
     if contract is None or contract.commission_share == 0:
         return 0.0

@@ -48,14 +48,14 @@ def invoice_ahead(world: World, customers: Customers, book: PlanBook) -> None:
 
 
 def invoice(world: World, customers: Customers, book: PlanBook, requests: FloatArray, offer: Offer) -> float:
-    """Invoice a plan cohort by cohort for the month; gives the revenue in USD.
+    """Invoice a plan cohort by cohort for the month; returns the revenue in USD.
 
     Args:
         world: the company.
         customers: the segment.
         book: the plan.
         requests: served this month, by cohort.
-        offer: what is to be had elsewhere (own prices may follow it).
+        offer: the best rival offer (own prices may follow it).
     """
     month, plan, segment = world.month, book.plan, customers.segment
     if book.key not in world.billed:
@@ -115,7 +115,7 @@ def _earned(plan: Plan, month: int, cohorts: Cohorts, count: Cohorts) -> dict[st
 def _top_up(
     plan: Plan, month: int, cohorts: Cohorts, count: Cohorts, earned: dict[str, Cohorts], ahead: Cohorts
 ) -> Cohorts:
-    """Add what minimums ask beyond usage; gives what of the month was invoiced ahead, in micro-dollars."""
+    """Add what minimums ask beyond usage; returns the part of the month that was invoiced ahead, in micro-dollars."""
     if plan.contract is None:
         return np.zeros(len(cohorts), dtype=np.int64)
     used = earned["revenue_licences" if plan.on_premise else "revenue_seats"] + earned["revenue_tokens"]

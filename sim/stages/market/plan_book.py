@@ -45,7 +45,7 @@ class PlanBook:
 
 
 def open_book(key: str, plan: Plan, months: int) -> PlanBook:
-    """A plan with the customers it starts with."""
+    """Create the book of a plan with its initial customers."""
     customers = np.zeros(months, dtype=np.int64)
     customers[0] = plan.initial_customers
     return PlanBook(
@@ -85,7 +85,7 @@ def beyond_included(plan: Plan, count: Cohorts, used_tokens: FloatArray) -> Floa
 
 
 def price_factor(segment: Segment, reference: float) -> float:
-    """Own token prices over those at the start, when they follow the reference price."""
+    """Token prices over those at the start, where they follow the reference price."""
     if segment.price_follows_reference == 0:
         return 1.0
     start = elsewhere(segment, 0).price_usd_per_mtok

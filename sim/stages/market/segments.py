@@ -1,4 +1,4 @@
-"""The funnel of one segment: who comes, who tries, who begins to pay, who leaves.
+"""The funnel of one segment: signups, trials, conversions and churn.
 
 Models sales and customers. Signups follow Bass 1969 ("A new product growth for model consumer durables"):
 organic, marketed and sold adopters, plus word of mouth per customer, slowed by the part of the market already
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Customers:
-    """Everybody of one segment, plan by plan, and what they have come to feel."""
+    """The customers of one segment by plan, and the quality advantage that they perceive."""
 
     name: str
     segment: Segment
@@ -50,16 +50,18 @@ class Customers:
     random: np.random.Generator
     trial_random: np.random.Generator
     revenue_usd: float = 0.0  # of last month
-    advantage: float | None = None  # felt quality less that of the offer elsewhere
+    advantage: float | None = (
+        None  # perceived quality less that of the rival offer; None before the first month
+    )
 
     @property
     def count(self) -> int:
-        """Everybody who uses the product, trials and free plans included."""
+        """Users of all plans, trials and free plans included."""
         return sum(int(book.customers.sum()) + int(book.trials.sum()) for book in self.books.values())
 
 
 def open_segment(world: World, name: str, segment: Segment) -> Customers:
-    """A segment with the customers it starts with; its draws depend on nothing but the seed and its name."""
+    """Create a segment with its initial customers; its random streams depend on the seed and its name alone."""
     main = name == MAIN_SEGMENT
     return Customers(
         name,
@@ -74,13 +76,13 @@ def open_segment(world: World, name: str, segment: Segment) -> Customers:
 
 
 def marketed_signups(segment: Segment, spend_usd: float) -> float:
-    """Signups per month that a marketing budget brings, saturating."""
+    """Signups per month of a marketing budget: S·spend / (spend + S·cost)."""
     most = segment.saturation_signups_per_month
     return most * spend_usd / (spend_usd + most * segment.signup_cost_usd)
 
 
 def perceived_advantage(customers: Customers, quality: float, offer: Offer) -> float:
-    """The quality advantage that customers feel this month: a change takes time to be believed."""
+    """Update and return the perceived quality advantage, an exponential average over `quality_memory_months`."""
     now = quality - offer.quality
     memory = customers.segment.quality_memory_months
     if customers.advantage is None or memory == 0:
@@ -134,7 +136,7 @@ def sign_up(world: World, customers: Customers, month: int, spend_usd: float, of
 
 
 def request_usage(world: World, customers: Customers, month: int, offer: Offer) -> float:
-    """Let everybody ask for this month's usage; gives the requests that the fleet sees, in mean ones."""
+    """Set the usage that each plan asks for this month; returns it as a number of mean requests."""
     segment = customers.segment
     price = token_price(world, segment, offer)
     asked = 0.0
@@ -151,14 +153,14 @@ def request_usage(world: World, customers: Customers, month: int, offer: Offer) 
 
 
 def token_price(world: World, segment: Segment, offer: Offer) -> float:
-    """USD per million tokens that customers of a segment are asked this month, prompt and output together."""
+    """Price of a segment this month in USD per million tokens, prompt and output together."""
     surface = world.surface
     own = blended_price(segment, surface.prompt_tokens_mean, surface.output_tokens_mean)
     return own * price_factor(segment, offer.price_usd_per_mtok)
 
 
 def churn(world: World, customers: Customers, month: int, offer: Offer) -> None:
-    """Draw who leaves at the month's end, cohort by cohort; a contract can only end with its term."""
+    """Draw the customers who leave at the month's end, by cohort; a contract can only end with its term."""
     segment, service = customers.segment, world.service
     advantage = customers.advantage or 0.0
     uniforms = customers.random.random((len(customers.books), month + 1))
@@ -182,9 +184,9 @@ def churn(world: World, customers: Customers, month: int, offer: Offer) -> None:
         lost = 0
         before = int(book.customers[cohorts].sum())
         for cohort in cohorts.tolist():
-            gone = binomial(float(row[cohort]), int(book.customers[cohort]), probability)
-            book.customers[cohort] -= gone
-            lost += gone
+            leavers = binomial(float(row[cohort]), int(book.customers[cohort]), probability)
+            book.customers[cohort] -= leavers
+            lost += leavers
         if plan.contract is not None:
             contracts.record(world, book, renewed=before - lost, lost=lost)
         world.record_plan(book.key, "lost", lost)
@@ -195,12 +197,12 @@ def churn(world: World, customers: Customers, month: int, offer: Offer) -> None:
 
 def _signups_wanted(world: World, customers: Customers, month: int, spend_usd: float) -> float:
     """Mean signups of the month at par quality and the reference price, over all plans."""
-    segment, everybody = customers.segment, float(customers.count)
+    segment, users = customers.segment, float(customers.count)
     reachable = segment.addressable_customers * (1 + segment.addressable_growth_per_year) ** (month / 12)
-    room = max(0.0, 1 - everybody / (reachable * segment.reach_share))
+    room = max(0.0, 1 - users / (reachable * segment.reach_share))
     mean = segment.organic_signups_per_month + marketed_signups(segment, spend_usd)
     mean += segment.wins_per_salesperson_per_month * world.sales_people.get(customers.name, 0.0)
-    return (mean + segment.word_of_mouth_per_month * everybody) * room
+    return (mean + segment.word_of_mouth_per_month * users) * room
 
 
 def _incidents_before(world: World, month: int) -> float:
@@ -216,7 +218,7 @@ def _join(book: PlanBook, month: int, count: int) -> None:
 
 
 def _end_trials(world: World, book: PlanBook, month: int, uniform: float, share: float) -> None:
-    """Trials that have run their time become customers or end."""
+    """Convert or end the trials whose time is over."""
     assert book.plan.trial is not None
     started = month - book.plan.trial.months
     trying = int(book.trials[started]) if started >= 0 else 0

@@ -1,4 +1,4 @@
-"""Stage 4, market: who comes, what they use and pay, who leaves; segment by segment.
+"""Stage 4, market: signups, usage, invoices and churn, segment by segment.
 
 Models the commercial side. At a month's opening each segment spends on marketing, wins customers
 (`sim.stages.market.segments`) and asks for usage; the fleet serves all segments together. At the close each plan is
@@ -22,27 +22,27 @@ from sim.stages.world import CLOSING_HOUR, OPENING_HOUR, World
 
 def run(world: World) -> ProcessGenerator:
     """Month by month: win customers, ask for their usage, invoice what was served, lose some."""
-    everybody = [
+    all_customers = [
         segments.open_segment(world, name, segment)
         for name, segment in segments_of(world.scenario.market).items()
     ]
     for month in range(world.months):
         yield world.until(month, OPENING_HOUR)
-        offers = [elsewhere(customers.segment, month) for customers in everybody]
+        offers = [elsewhere(customers.segment, month) for customers in all_customers]
         world.record("competitor_quality", offers[0].quality)
         asked = 0.0
-        for customers, offer in zip(everybody, offers, strict=True):
+        for customers, offer in zip(all_customers, offers, strict=True):
             asked += _open(world, customers, month, offer)
         world.demand_rps = asked / SECONDS_PER_MONTH
 
         yield world.until(month, CLOSING_HOUR)
         scale = _served_share(world, month)
-        for customers, offer in zip(everybody, offers, strict=True):
+        for customers, offer in zip(all_customers, offers, strict=True):
             _close(world, customers, month, offer, scale)
 
 
 def _open(world: World, customers: Customers, month: int, offer: Offer) -> float:
-    """Win customers and invoice ahead; gives the requests asked of the fleet, in mean ones."""
+    """Win customers and invoice ahead; returns the requests asked of the fleet, in mean requests."""
     segment = customers.segment
     segments.perceived_advantage(customers, world.live.quality, offer)
     spend_usd = segment.marketing_usd_per_month + segment.marketing_share_of_revenue * customers.revenue_usd
@@ -56,7 +56,7 @@ def _open(world: World, customers: Customers, month: int, offer: Offer) -> float
 
 
 def _served_share(world: World, month: int) -> float:
-    """Usage delivered over usage asked: the fleet served the demand with its noise, everybody alike."""
+    """Usage delivered over usage asked, the same for all segments: the fleet served the demand with its noise."""
     asked = world.demand_rps * SECONDS_PER_MONTH
     scale = float(world.records["requests"][month]) / asked if asked > 0 else 0.0
     if "failed_tokens" in world.records:

@@ -21,8 +21,8 @@ from sim.training.run import RealisedRun, RunPlan, plan_run, realised
 _SMALLEST_STEP_H = 1e-6  # keeps rounding at the end of a month from opening slices without length
 
 
-def work(world: World, phase: Phase, luck: float) -> ProcessGenerator:
-    """Do one phase: take its time, pay for it, record it. `luck` in [0, 1) decides its failures."""
+def work(world: World, phase: Phase, uniform: float) -> ProcessGenerator:
+    """Run one phase: its time, cost and records. `uniform` in [0, 1) sets the number of its failures."""
     cluster = world.scenario.training.cluster
     wait_h = delivery_h(world)
     if wait_h > 0:
@@ -31,9 +31,9 @@ def work(world: World, phase: Phase, luck: float) -> ProcessGenerator:
     if phase.written_tokens > 0:
         yield from _on_fleet(world, phase)
     elif cluster is not None and cluster.ownership == "shared":
-        yield from _at_night(world, phase, luck)
+        yield from _at_night(world, phase, uniform)
     else:
-        yield from _on_cluster(world, phase, luck)
+        yield from _on_cluster(world, phase, uniform)
 
 
 def keep(world: World) -> ProcessGenerator:
@@ -71,7 +71,7 @@ def delivery_h(world: World) -> float:
 
 
 def planned(world: World, phase: Phase) -> RunPlan:
-    """What a phase is expected to take on the cluster, or on the fleet's machines where they are shared.
+    """Expected course of a phase on the cluster, or on the fleet's machines where they are shared.
 
     Raises:
         InputError: failures so frequent that no stretch of work ends.
@@ -91,11 +91,11 @@ def planned(world: World, phase: Phase) -> RunPlan:
     return plan_run(phase.flop, accelerators=training.accelerators, peak_flops=peak, mfu=utilisation, **more)
 
 
-def _on_cluster(world: World, phase: Phase, luck: float) -> ProcessGenerator:
+def _on_cluster(world: World, phase: Phase, uniform: float) -> ProcessGenerator:
     """Use the cluster until the work is done; rent month by month as the hours begin."""
     training, cluster = world.scenario.training, world.scenario.training.cluster
     plan = planned(world, phase)
-    run = realised(plan, luck)
+    run = realised(plan, uniform)
     remaining_h = run.hours
     while remaining_h > _SMALLEST_STEP_H:
         slice_h = _slice_h(world, remaining_h)
@@ -112,11 +112,11 @@ def _on_cluster(world: World, phase: Phase, luck: float) -> ProcessGenerator:
     _finish(world, phase, run)
 
 
-def _at_night(world: World, phase: Phase, luck: float) -> ProcessGenerator:
+def _at_night(world: World, phase: Phase, uniform: float) -> ProcessGenerator:
     """Work in the idle hours of reserved serving machines, at each month's close, until it is done."""
     most_h = HOURS_PER_MONTH * world.scenario.training.accelerators
     plan = planned(world, phase)
-    run = realised(plan, luck)
+    run = realised(plan, uniform)
     remaining_h = run.accelerator_hours
     month = world.month
     while True:

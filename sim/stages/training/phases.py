@@ -23,7 +23,7 @@ _RATERS = 2  # reward model and reference model
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of a run: its operations and at which part of the peak they run."""
+    """One part of a run: its FLOP, and the fraction of the peak at which they run."""
 
     kind: str
     flop: float

@@ -1,6 +1,6 @@
 """The gate before a release: a noisy measurement of the candidate on held-out text, which takes time and money.
 
-What is compared is what users will feel: the loss on text less what tuning and reinforcement add.
+Compared is the loss on text less the gain of tuning and reinforcement.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _HOURS_PER_DAY = 24
 def evaluate(
     world: World, newest: ModelVersion, found_loss: float, gain: float, noise: float
 ) -> Generator[simpy.Event, None, bool]:
-    """Measure a candidate against the newest version; gives whether it may be released.
+    """Measure a candidate against the newest version; returns whether it may be released.
 
     Args:
         world: the company.
         newest: the last version that passed.
         found_loss: the candidate's true loss, nats per token.
-        gain: what tuning adds to what users feel, nats per token.
-        noise: of the measurement, in standard deviations.
+        gain: of tuning and reinforcement, nats per token.
+        noise: error of the measurement, in standard deviations.
     """
     training = world.scenario.training
     gate = training.gate

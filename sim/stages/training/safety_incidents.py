@@ -18,14 +18,14 @@ from sim.utils.randomness import poisson
 
 
 def incidents_per_year(safety: Safety) -> float:
-    """Rate that is left after the work."""
+    """Incidents per year that remain after the safety work."""
     halvings = safety.interpretability_usd_per_month / safety.interpretability_halving_usd
     halvings += safety.bias_usd_per_month / safety.bias_halving_usd
     return safety.incidents_per_year * 0.5**halvings
 
 
 def run(world: World) -> ProcessGenerator:
-    """Month by month: pay for the work, and for the incidents that came all the same."""
+    """Month by month: pay for the work, and for the incidents."""
     safety = world.scenario.training.safety
     assert safety is not None
     rate = incidents_per_year(safety)

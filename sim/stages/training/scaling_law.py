@@ -8,9 +8,9 @@
   A factor g in compute is √g in N and √g in D, because C = 6·N·D.
 - The best of n hyper-parameter settings lies Φ⁻¹((n − 0.375)/(n + 0.25)) standard deviations below their mean
   (Blom 1958).
-- Tuning and reinforcement don't lower the loss on text; what users feel of them is counted as a lower loss that
+- Tuning and reinforcement don't lower the loss on text; their benefit to users is counted as a lower loss that
   approaches a limit, x/(x + half). Limit and half are assumptions.
-- Quality = exp(−k·(felt loss − E)) is an assumption: monotone, 1 for a perfect model.
+- Quality = exp(−k·(loss − gain − E)) is an assumption: monotone, 1 for a perfect model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def law(training: Training) -> ScalingConstants:
     """The scenario's scaling law: its constants, or those of a fitted law's file.
 
     Raises:
-        InputError: the file is none.
+        InputError: the file is missing or no fitted law.
     """
     if training.scaling_law is not None:
         file = Path(training.scaling_law)
@@ -56,7 +56,7 @@ def _fitted(path: str, _changed_ns: int) -> ScalingConstants:
 
 
 def _draw(fitted: ScalingConstants, training: Training) -> ScalingConstants:
-    """One of the laws that fit the measured runs about as well."""
+    """One bootstrap draw of the fitted laws."""
     row = training.scaling_law_draw or 0
     if row >= len(fitted.draws):
         raise InputError(
@@ -84,7 +84,7 @@ def progress(training: Training, months: float) -> float:
 
 
 def repeated(training: Training) -> float:
-    """What a pool read `epochs` times teaches, over what it teaches once."""
+    """Effective tokens of a pool read `epochs` times, over those of one pass."""
     decay = training.repetition_decay
     if decay is None:
         return 1.0
@@ -101,8 +101,8 @@ def trials_gain(training: Training) -> float:
     return trials.spread_nats * NormalDist().inv_cdf((trials.count - 0.375) / (trials.count + 0.25))
 
 
-def felt_gain(training: Training, answer_tokens: float, preference_pairs: float) -> float:
-    """Nats per token that tuning on answers and reinforcement add to what users feel."""
+def tuning_gain(training: Training, answer_tokens: float, preference_pairs: float) -> float:
+    """Gain of tuning on answers and of reinforcement for users, in nats per token."""
     gain = 0.0
     if training.fine_tuning is not None:
         tuning = training.fine_tuning
@@ -119,9 +119,9 @@ def saturating(amount: float, half: float) -> float:
     return 1.0 if half == 0 else amount / (amount + half)
 
 
-def quality(training: Training, felt_loss: float) -> float:
-    """Quality index in (0, 1] of a loss: what customers feel."""
-    return math.exp(-training.quality_per_nat * max(0.0, felt_loss - law(training).E))
+def quality(training: Training, loss: float) -> float:
+    """Quality index in (0, 1] of a loss less the gain of tuning."""
+    return math.exp(-training.quality_per_nat * max(0.0, loss - law(training).E))
 
 
 def first_version(training: Training, parameters: float) -> ModelVersion:

@@ -19,13 +19,13 @@ from sim.stages.training.phases import KINDS, phases
 from sim.stages.training.release_gate import evaluate
 from sim.stages.training.scaling_law import (
     expected_loss,
-    felt_gain,
     first_version,
     law,
     progress,
     quality,
     repeated,
     trials_gain,
+    tuning_gain,
 )
 from sim.stages.world import ModelVersion, World
 
@@ -49,7 +49,7 @@ def run(world: World) -> ProcessGenerator:
         next_start_h = world.env.now + training.cadence_months * HOURS_PER_MONTH
         # Drawn at every start, run or not, so that the noise of later runs doesn't depend on it.
         run_noise, gate_noise = world.random["training"].standard_normal(2)
-        luck = dict(zip(KINDS, world.random["failures"].random(len(KINDS)).tolist(), strict=True))
+        uniforms = dict(zip(KINDS, world.random["failures"].random(len(KINDS)).tolist(), strict=True))
         from_scratch = pretraining is not None and world.month >= pretraining.start_month
         start = base
         if pretraining is not None and from_scratch:
@@ -60,14 +60,14 @@ def run(world: World) -> ProcessGenerator:
             continue
         tokens = training.replay_tokens + training.epochs * world.pool.tokens
         answers = _answer_tokens(world)
-        gain = felt_gain(training, answers, world.pool.preference_pairs)
+        gain = tuning_gain(training, answers, world.pool.preference_pairs)
         better = progress(training, world.month)
         active = parameters * training.active_share
         parts = phases(training, active, tokens, answers, from_scratch=from_scratch)
         if not parts:
             continue
         for phase in parts:
-            yield from cluster.work(world, phase, luck[phase.kind])
+            yield from cluster.work(world, phase, uniforms[phase.kind])
             world.record(f"runs_{phase.kind.replace('-', '_')}", 1)
         found = expected_loss(training, parameters, knows, better) + training.run_noise * float(run_noise)
         found = max(found - trials_gain(training), law(training).E)

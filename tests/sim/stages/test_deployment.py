@@ -18,7 +18,7 @@ from sim.scenario.schema import Deployment
 from sim.scenario.schema.deployment import Outages, Shortage, Spot
 from sim.stages.deployment.fleet_week import SpotMarket, interrupted, serve_week, together
 from sim.stages.deployment.machine_market import faster, scarce_months
-from sim.stages.deployment.outages import LUCK, MOST_IN_A_MONTH, credit, happened, overlap
+from sim.stages.deployment.outages import MOST_IN_A_MONTH, UNIFORMS, credit, happened, overlap
 from tests.helpers.company import OUTPUT_TOKENS, PROMPT_TOKENS, closed_form_surface
 from tests.helpers.profile import synthetic_profile
 from tests.helpers.stages import REQUESTS, close_to_poisson, quiet, run
@@ -230,7 +230,7 @@ def test_an_outage_by_hand() -> None:
     deployment = Deployment(headroom=0.2, min_replicas=1, provisioning_delay_h=0.0)
     week = serve_week(deployment, closed_form_surface(), FLAT, 0.0)
     outages = Outages(per_year=12.0, mean_h=10.0)
-    luck = np.zeros(LUCK)
+    luck = np.zeros(UNIFORMS)
     luck[0] = 0.3  # one outage, at a mean of one in each region
     luck[1:4] = 0.9, 100.5 / 730, 1 - math.exp(-2.0)  # in the second region, at hour 100.5, for 20 hours
     month = happened(outages, luck, [0.75, 0.25], [week, week])

@@ -23,12 +23,12 @@ from sim.stages.training.phases import phases
 from sim.stages.training.safety_incidents import incidents_per_year
 from sim.stages.training.scaling_law import (
     expected_loss,
-    felt_gain,
     progress,
     quality,
     repeated,
     saturating,
     trials_gain,
+    tuning_gain,
 )
 from tests.helpers.profile import synthetic_profile
 from tests.helpers.stages import close_to_poisson, quiet, run
@@ -105,7 +105,7 @@ def test_what_tuning_adds() -> None:
         fine_tuning=FineTuning(gain_nats=0.2, half_gain_tokens=100.0),
         reinforcement=Reinforcement(steps=30, gain_nats=0.4, half_gain_steps=10.0, half_gain_pairs=50.0),
     )
-    assert felt_gain(training, 300.0, 50.0) == pytest.approx(0.2 * 0.75 + 0.4 * 0.75 * 0.5)
+    assert tuning_gain(training, 300.0, 50.0) == pytest.approx(0.2 * 0.75 + 0.4 * 0.75 * 0.5)
     result = trained(
         training__fine_tuning={"gain_nats": 0.2, "tokens": 1e7, "half_gain_tokens": 1e7}, horizon_months=4
     )
