@@ -1,4 +1,4 @@
-"""What the scheduler speaks of: requests by their counts of tokens, the limits of a replica, and one step's batch.
+"""Data of the scheduler: requests by their token counts, the limits of a replica, and one step's batch.
 
 No torch here: the engine and the simulator share these.
 """
@@ -47,7 +47,7 @@ def vllm_scheduler(
 ) -> SchedulerConfig:
     """The policy of vLLM 0.19 with its limits: prompts are admitted up to the last block, and preempted if need be.
 
-    `num_blocks` is what vLLM prints as num_gpu_blocks. What else differs (asynchronous scheduling, nobody admitted in
+    `num_blocks` is what vLLM prints as num_gpu_blocks. What else differs (asynchronous scheduling, no admission in
     a step that preempts, hashes of generated blocks) moved no mean latency of a saturated run by 0.5 %.
     """
     return SchedulerConfig(
@@ -56,7 +56,7 @@ def vllm_scheduler(
 
 
 class State(Enum):
-    """Where a request stands."""
+    """State of a request."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -64,7 +64,7 @@ class State(Enum):
 
 
 class Request:
-    """What the scheduler knows of a request: counts of tokens, never the tokens themselves."""
+    """A request as the scheduler sees it: token counts, never the tokens themselves."""
 
     __slots__ = (
         "arrived_s",
@@ -122,7 +122,7 @@ class Request:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens known so far: the prompt and what was produced."""
+        """Tokens known so far: prompt and output."""
         return self.prompt_tokens + self.output_tokens
 
 
@@ -147,12 +147,12 @@ class Step:
 
     @property
     def chunks(self) -> list[Chunk]:
-        """Everything in the step, decodes first."""
+        """All chunks of the step, decodes first."""
         return [Chunk(r, r.computed_tokens, 1 + r.draft_tokens, True) for r in self.decodes] + self.prefills
 
     @property
     def is_pure_decode(self) -> bool:
-        """No prefill in it."""
+        """Whether the step has no prefill."""
         return not self.prefills
 
     @property

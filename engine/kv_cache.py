@@ -1,8 +1,8 @@
-"""Blocks of the KV cache: who holds which, and which still hold a prefix that somebody may want again.
+"""Blocks of the KV cache: which request holds which, and which free ones still contain a reusable prefix.
 
 Models the memory of one serving replica. Keys and values live in blocks of a fixed number of tokens; a request
 holds a table of block numbers. A full block of a prompt can be found again by the hash of everything up to its
-end, so requests with the same beginning share it (reference counts). A block that nobody holds keeps its content
+end, so requests with the same beginning share it (reference counts). A block that no request holds keeps its content
 until the room is needed: the one unused for longest goes first. No torch here: the simulator counts the same blocks.
 """
 
@@ -21,7 +21,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._blank = list(range(num_blocks - 1, -1, -1))  # a stack: low numbers are handed out first
         self._holders = [0] * num_blocks
-        self._remembered: OrderedDict[int, None] = OrderedDict()  # held by nobody, oldest first
+        self._remembered: OrderedDict[int, None] = OrderedDict()  # held by no request, oldest first
         self._block_of_hash: dict[Hashable, int] = {}
         self._hash_of_block: dict[int, Hashable] = {}
 
@@ -41,11 +41,11 @@ class BlockPool:
         return found
 
     def free_among(self, blocks: Iterable[int]) -> int:
-        """How many of these blocks nobody holds (holding them makes that many fewer free)."""
+        """How many of these blocks are held by no request (holding them leaves that many fewer free)."""
         return sum(1 for block in blocks if not self._holders[block])
 
     def hold(self, blocks: Iterable[int]) -> None:
-        """Hold blocks that `find_prefix` gave, together with whoever else holds them."""
+        """Hold blocks that `find_prefix` gave, sharing them with the requests that hold them."""
         for block in blocks:
             if not self._holders[block]:
                 del self._remembered[block]
@@ -71,7 +71,7 @@ class BlockPool:
         return taken
 
     def remember(self, block: int, content: Hashable) -> None:
-        """Note what a held block contains; if another block has the same content already, that one stays known."""
+        """Record what a held block contains; if another block has the same content already, that one stays known."""
         if content not in self._block_of_hash and block not in self._hash_of_block:
             self._block_of_hash[content] = block
             self._hash_of_block[block] = content

@@ -9,8 +9,8 @@ preempts more); when growth still runs out of blocks, the request of last rank g
 again later (its tokens are kept).
 
 Nobody of a rank overtakes an earlier one: while the first in the queue doesn't fit, those behind it wait too, so
-within a priority everybody is served. Across priorities there is no such promise: as long as more urgent requests
-keep the queue filled, the others wait. An urgent arrival takes nobody's place: it waits for a free one.
+within a priority every request is served. Across priorities there is no such promise: as long as more urgent requests
+keep the queue filled, the others wait. An urgent arrival preempts no running request: it waits for a free place.
 
 No torch here, and no clock: the engine drives this with real steps, the simulator with predicted ones.
 """
@@ -44,16 +44,16 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Somebody waits or runs."""
+        """Any request is waiting or running."""
         return bool(self.running or self.waiting)
 
     @property
     def free_blocks(self) -> int:
-        """KV blocks that nobody holds."""
+        """KV blocks that no request holds."""
         return self._pool.free_blocks
 
     def add(self, request: Request, *, counts: bool = True) -> None:
-        """Queue a request; one that doesn't count (another sample of one that was let in) finds no queue too full.
+        """Queue a request; one that is not counted (a further sample of an admitted prompt) ignores the queue's limit.
 
         Raises:
             TooLongError: it could never finish, not even alone in the cache.
@@ -71,7 +71,7 @@ class Scheduler:
         self._enqueue(request)
 
     def check_fit(self, request: Request) -> None:
-        """Raise TooLongError for a request that could never finish, not even alone in the cache."""
+        """Raise TooLongError for a request that could not finish even alone in the cache."""
         # The last token is produced but never computed, so it needs no room.
         needed = self._blocks(request.prompt_tokens + request.max_output_tokens - 1)
         if needed > self.config.num_blocks:
@@ -83,7 +83,7 @@ class Scheduler:
             )
 
     def schedule(self) -> Step | None:
-        """The next step, its blocks already held; None when there is no work."""
+        """Choose the next step and allocate its blocks; None when there is no work."""
         budget = self.config.max_step_tokens
         decodes: list[Request] = []
         has_drafts = False
@@ -100,7 +100,7 @@ class Scheduler:
                 budget -= 1
                 if request.draft_tokens:
                     has_drafts = True
-        if has_drafts:  # only now that everybody has a token
+        if has_drafts:  # after every decode has its token
             for request in decodes:
                 request.draft_tokens = self._grow_for_drafts(request, budget)
                 budget -= request.draft_tokens
@@ -114,7 +114,7 @@ class Scheduler:
         return Step(decodes, prefills, has_drafts) if decodes or prefills else None
 
     def complete(self, step: Step, kept_drafts: Mapping[Request, int] | None = None) -> list[Request]:
-        """Book a step that ran: tokens computed, one produced where a chunk samples; who is done leaves.
+        """Record a step that ran: computed and sampled tokens; finished requests release their blocks.
 
         `kept_drafts`: how many drafts of a decode were right; it produces that many tokens more.
         Returns the requests that produced a token, in the order of the step's chunks.
@@ -139,7 +139,7 @@ class Scheduler:
         return produced
 
     def finish(self, request: Request) -> None:
-        """Take a request out at once, whatever its state: a stop token, or the client went away."""
+        """Remove a request in any state: after a stop token, or when its client disconnects."""
         if request.state is State.FINISHED:
             return
         if request.state is State.RUNNING:
@@ -150,7 +150,7 @@ class Scheduler:
         request.state = State.FINISHED
 
     def lend(self, tokens: int) -> list[int]:
-        """Blocks for work beside the requests, between two steps; to be given to `take_back`.
+        """Allocate blocks for work outside the requests, between two steps; return them with `take_back`.
 
         Raises:
             QueueFullError: so many are not free.
@@ -163,14 +163,14 @@ class Scheduler:
         return self._pool.take(blocks)
 
     def take_back(self, table: list[int]) -> None:
-        """The blocks that `lend` gave."""
+        """Release the blocks that `lend` allocated."""
         self._pool.release(table)
 
     def unchanged_steps(self, step: Step) -> int:
-        """For how many steps, this one included, the same requests decode and nothing else happens.
+        """Number of steps, this one included, in which the same requests decode and nothing else changes.
 
         Until one finishes or the blocks run out. Nobody who waits can be admitted meanwhile, because room only
-        shrinks while everybody decodes. 1 for a step that is not the decode of everybody who runs.
+        shrinks while all running requests decode. 1 for a step that is not a decode of all of them.
         """
         if step.prefills or step.has_drafts or len(step.decodes) != len(self.running):
             return 1
@@ -188,7 +188,7 @@ class Scheduler:
         return low
 
     def complete_run(self, step: Step, steps: int) -> list[Request]:
-        """Book `steps` decode steps of an unchanged batch at once (at most `unchanged_steps`).
+        """Record `steps` decode steps of an unchanged batch at once (at most `unchanged_steps`).
 
         Leaves everything as `steps` rounds of schedule and complete would; returns as `complete` does.
         """
@@ -205,7 +205,7 @@ class Scheduler:
         return -(-tokens // self.config.block_tokens)
 
     def growth(self, step: Step, steps: int) -> int:
-        """Blocks to be taken until `steps` decode steps are done."""
+        """Blocks to allocate for `steps` decode steps."""
         size = self.config.block_tokens
         growth = 0
         for request in step.decodes:
@@ -227,7 +227,7 @@ class Scheduler:
         return True
 
     def _grow_for_drafts(self, request: Request, budget: int) -> int:
-        """Make room for a decode's drafts; returns for how many there is some without taking it from anybody."""
+        """Make room for a decode's drafts; returns for how many there is room without preempting a request."""
         # The step produces a token besides those that it keeps.
         drafts = min(request.draft_tokens, budget, request.max_output_tokens - request.output_tokens - 1)
         missing = self._blocks(request.computed_tokens + 1 + drafts) - len(request.block_table)

@@ -17,7 +17,7 @@ from engine.inference.llm import LLM
 
 @torch.inference_mode()
 def embed(llm: LLM, token_ids: list[int]) -> list[float]:
-    """The vector [hidden_size] of a text; runs between two steps, in blocks that nobody holds.
+    """The vector [hidden_size] of a text; runs between two steps, in free blocks.
 
     Raises:
         InputError: no tokens, or more than the model's context.

@@ -156,7 +156,7 @@ class LLM:
         return wanted
 
     def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> RequestOutput:
-        """Answer a conversation ([{"role": …, "content": …}]) by the model's chat template."""
+        """Complete a conversation ([{"role": …, "content": …}]) by the model's chat template."""
         return self.generate(self.chat_prompt(messages), params)[0]
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -202,7 +202,7 @@ class LLM:
         timeout_s: float | None = None,
         streams: bool = False,
     ) -> int:
-        """Queue a prompt and give its id; `step` then moves it on (see `generate` for the errors).
+        """Queue a prompt and return its id; `step` advances it (see `generate` for the errors).
 
         Args:
             prompt: text or token ids.
@@ -225,13 +225,13 @@ class LLM:
         timeout_s: float | None = None,
         streams: bool = False,
     ) -> RequestOutput:
-        """Queue a prompt as `add_request` does, and give its output, which fills while steps run."""
+        """Queue a prompt as `add_request` does, and return its output, which fills while steps run."""
         generation = self._prepare(prompt, params, priority, timeout_s, streams)
         self._enqueue(generation)
         return generation.output
 
     def step(self) -> list[RequestOutput]:
-        """Run one batch; gives the outputs that got a token or timed out. Nothing to do gives an empty list."""
+        """Run one batch; returns the outputs that got a token or timed out, an empty list when idle."""
         late = self._drop_late()
         if self.draft_tokens:
             for generation in self._generations.values():
@@ -275,7 +275,7 @@ class LLM:
         return late + [generation.output for generation, _ in sampling]
 
     def cancel(self, request_id: int) -> None:
-        """Drop a request and free its blocks at once; what has finished is left alone.
+        """Cancel a request and free its blocks at once; finished samples stay.
 
         The id that `add_request` gave stands for all samples of its prompt, that of a further sample for itself.
         """
@@ -366,8 +366,8 @@ class LLM:
     def _drop(self, request_id: int, reason: str) -> list[RequestOutput]:
         """Take a request and its samples out, in whatever state; gives the outputs that this ended."""
         now_s = time.perf_counter()
-        everybody = [each for known in self._generations.values() for each in (known, *known.held)]
-        dropped = [each for each in everybody if request_id in (each.output.request_id, each.first_id)]
+        every = [each for known in self._generations.values() for each in (known, *known.held)]
+        dropped = [each for each in every if request_id in (each.output.request_id, each.first_id)]
         for generation in dropped:
             if self._generations.pop(generation.output.request_id, None):
                 self.scheduler.finish(generation.request)

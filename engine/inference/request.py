@@ -22,7 +22,7 @@ _HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass
 class RequestMetrics:
-    """When things happened to a request, in seconds of `time.perf_counter`, and what the scheduler saw."""
+    """Times of a request (seconds of `time.perf_counter`), and counts of the scheduler."""
 
     arrived_s: float
     first_token_s: float | None = None
@@ -34,13 +34,13 @@ class RequestMetrics:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Share of the guessed tokens that were right; None without guesses."""
+        """Share of drafted tokens that were accepted; None without drafts."""
         return self.kept_draft_tokens / self.draft_tokens if self.draft_tokens else None
 
 
 @dataclass
 class RequestOutput:
-    """A request and what it has produced so far.
+    """A request with its output so far.
 
     `finish_reason` is "stop", "length", "timeout", "cancelled", or None while it runs. `text` is filled in when the
     request finishes; while it runs too, if it streams or has stop strings: then it only ever grows. `logprobs`
@@ -65,7 +65,7 @@ class RequestOutput:
 
 
 class Generation:
-    """One output in the making: the scheduler's request, the sampling state and the caller's output together."""
+    """One output being generated: the scheduler's request, the sampling state and the caller's output together."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Generation:
         return kept
 
     def append(self, token: int, logprobs: TokenLogprobs | None, now_s: float) -> bool:
-        """Take the next token; True if the request is over, for whatever reason."""
+        """Append the next token; True if the request is finished, for any reason."""
         output = self.output
         output.token_ids.append(token)
         if output.metrics.first_token_s is None:
@@ -174,7 +174,7 @@ class TextReader:
         self._searched = 0  # characters in which no stop string begins
 
     def read(self, token_ids: list[int], is_last: bool = False) -> None:
-        """Decode the tokens that are new; the last time also what was held back."""
+        """Decode the new tokens; at the end also the text held back."""
         if self._tokenizer is None or self.stopped:
             return
         context = self._decode(token_ids[self._context : self._read])

@@ -244,7 +244,7 @@ def _converted(gguf: Path, weights: bool = True) -> Path:
         hashes = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # somebody else finished the same conversion first
+        with contextlib.suppress(OSError):  # another process finished the same conversion first
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

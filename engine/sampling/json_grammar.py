@@ -1,4 +1,4 @@
-"""Only JSON comes out: which tokens keep an answer the beginning of a JSON object that its last token can close.
+"""Constrained decoding: which tokens keep an answer the prefix of a JSON object that can still be closed in time.
 
 A pushdown automaton reads the answer byte by byte: the grammar of RFC 8259 over UTF-8 (RFC 3629, well-formed only),
 from the opening brace of one object to its closing one. For the state that an answer is in, a walk through the
@@ -51,7 +51,7 @@ _COMPLETE = frozenset(("0", "int", "fraction", "exponent"))
 
 
 class GrammarState(NamedTuple):
-    """Where in an object an answer stands.
+    """Position of an answer within a JSON object.
 
     `place`: "start", "first key", "key", "colon", "value", "first value", "after", "literal", "number", "string" or
     "done". `containers`: of the open ones "{" or "[", the outermost first. `part` and `left` say more about a place:
@@ -239,7 +239,7 @@ class JsonTokens:
 
 
 class JsonAnswer:
-    """One answer in the making."""
+    """One answer being generated."""
 
     def __init__(self, tokens: JsonTokens, max_tokens: int) -> None:
         self._tokens, self._max_tokens = tokens, max_tokens

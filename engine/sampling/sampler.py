@@ -1,4 +1,4 @@
-"""How the next token is picked: what a request may ask for, and one batched draw for all requests of a step.
+"""Sampling: the parameters of a request, and one batched draw for all requests of a step.
 
 Models what the sampling parameters of an OpenAI-compatible service mean. A row of logits is changed in this order:
 logit_bias; repetition penalty over prompt and output (Keskar et al. 2019, CTRL); frequency and presence penalties
@@ -32,7 +32,7 @@ _NUCLEUS_WIDTH_CPU = 1024  # most nuclei are smaller; sorting all of a vocabular
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """What a request asks for.
+    """Sampling parameters of a request.
 
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave everything in. `n` outputs are sampled for one
     prompt. With a `seed` a request gives the same tokens whatever else is in the batch. `stop` strings end the
@@ -100,7 +100,7 @@ class SamplingParams:
 
     @cached_property
     def changes_logits(self) -> bool:
-        """Anything but temperature and the cuts after it."""
+        """Whether logits are changed by more than temperature and the cuts after it."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
         return bool(penalties or self.logit_bias or self.min_tokens or self.json_object)
 
@@ -111,7 +111,7 @@ class SamplingParams:
 
 @dataclass(slots=True)
 class SamplingState:
-    """What the pick of a request's next token depends on, beside the logits."""
+    """State that a request's next token depends on, besides the logits."""
 
     params: SamplingParams
     key: bytes  # of its random numbers (see `random_key`)

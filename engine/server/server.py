@@ -82,8 +82,8 @@ class Server:
             llm: a loaded model, or what loads one (then with the `name` that it is served under).
             config: how to run.
             name: what the model is called; None: what `llm` says.
-            keys: needed with each request; None: anybody may ask.
-            meter: gets the usage of each request; None: nobody counts.
+            keys: required with each request; None: no key is required.
+            meter: records the usage of each request; None: it is not recorded.
             prices_of: the prices of a key's plan, that its budget is spent at; None: the measured cost.
             on_served: told of each finished request; texts only of those that said `"store": true`.
 

@@ -1,4 +1,4 @@
-"""API keys: who may ask, how much, and on which plan; the secret itself is kept nowhere.
+"""API keys: their limits and plans; only a hash of the secret is stored.
 
 Models the credentials that a provider hands to customers. A secret is 256 random bits, shown once; the database holds
 its SHA-256. A slow salted hash (bcrypt, argon2) exists to make guessing of what people choose expensive; nobody
@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from sqlalchemy import insert, select, update
 
 from engine.errors import InputError
-from engine.usage.database import DEFAULT_URL, KEYS, check_name, open_database, told, writing
+from engine.usage.database import DEFAULT_URL, KEYS, check_name, naming_the_database, open_database, writing
 
 FRESH_S = 1.0  # how long another process's revocation may take to be seen
 
@@ -47,11 +47,11 @@ class ApiKey:
 
     @property
     def ends_s(self) -> float:
-        """When it stopped or stops being good; inf: never."""
+        """Unix time at which the key expires or was revoked; inf: never."""
         return min(end for end in (self.expires_at_s, self.revoked_s, math.inf) if end is not None)
 
     def is_good(self, now_s: float) -> bool:
-        """Whether it may be used at this unix time."""
+        """Whether the key is valid at this unix time."""
         return now_s < self.ends_s
 
 
@@ -130,7 +130,7 @@ class ApiKeys:
             revoked_s=None,
         )
         row = {field.name: getattr(key, field.name) for field in fields(key)}
-        with told(self._engine), writing(self._engine) as connection:
+        with naming_the_database(self._engine), writing(self._engine) as connection:
             connection.execute(insert(KEYS).values(**row, secret_sha256=_hash(secret)))
         return key.key_id, secret
 
@@ -146,7 +146,7 @@ class ApiKeys:
         if key is None or time.monotonic() - read_at >= FRESH_S:
             read_at = time.monotonic()
             key = self._read(digest)
-            if key is None:  # not remembered: whoever tries many secrets must not fill the memory
+            if key is None:  # not remembered: trying many secrets must not fill the memory
                 return None
             if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
@@ -156,7 +156,7 @@ class ApiKeys:
     def list(self) -> list[ApiKey]:
         """All keys ever made, oldest first; revoked and expired ones too, because they have to be billed."""
         query = select(*_COLUMNS).order_by(KEYS.c.created_s, KEYS.c.key_id)
-        with told(self._engine), self._engine.connect() as connection:
+        with naming_the_database(self._engine), self._engine.connect() as connection:
             return [ApiKey(*row) for row in connection.execute(query)]
 
     def revoke(self, key_id: str) -> None:
@@ -165,7 +165,7 @@ class ApiKeys:
         Raises:
             InputError: no such key.
         """
-        with told(self._engine), writing(self._engine) as connection:
+        with naming_the_database(self._engine), writing(self._engine) as connection:
             if connection.execute(select(KEYS.c.key_id).where(KEYS.c.key_id == key_id)).first() is None:
                 raise InputError(f"key: found {key_id!r:.60}, allowed: an id that `flywheel keys list` shows")
             still_good = (KEYS.c.key_id == key_id) & KEYS.c.revoked_s.is_(None)
@@ -177,7 +177,7 @@ class ApiKeys:
         self._engine.dispose()
 
     def _read(self, digest: str) -> ApiKey | None:
-        with told(self._engine), self._engine.connect() as connection:
+        with naming_the_database(self._engine), self._engine.connect() as connection:
             row = connection.execute(select(*_COLUMNS).where(KEYS.c.secret_sha256 == digest)).first()
         return None if row is None else ApiKey(*row)
 

@@ -1,4 +1,4 @@
-"""The usage database: what was served to whom, and whose keys may ask; read by the server, the meter and the bill.
+"""The usage database: requests served and API keys; read by the server, the meter and the bill.
 
 Models the one store that a company's invoices come from. SQLite in WAL mode by default, PostgreSQL by URL; several
 processes may use either at once. What a commit promises: SQLite runs with `synchronous=FULL`, which syncs the
@@ -103,7 +103,7 @@ def open_database(url: str, *, create: bool = True) -> Engine:
     """Connect, and make the tables where they are missing; without `create` nothing is written.
 
     Raises:
-        UsageDatabaseError: not a URL of SQLite or PostgreSQL, nobody answers there, or it may not be written; without
+        UsageDatabaseError: not a URL of SQLite or PostgreSQL, no server answers, or it may not be written; without
         `create` also when it isn't there or holds no usage.
     """
     parsed = _parse(url)
@@ -120,7 +120,7 @@ def open_database(url: str, *, create: bool = True) -> Engine:
     event.listen(engine, "connect", _start_sqlite if sqlite else _start_postgresql)
     event.listen(engine, "begin", _begin)
     try:
-        with told(engine):
+        with naming_the_database(engine):
             _make_tables(engine) if create else _check_tables(engine)
     except UsageDatabaseError:
         engine.dispose()
@@ -134,8 +134,8 @@ def shown(url: URL) -> str:
 
 
 @contextmanager
-def told(engine: Engine) -> Iterator[None]:
-    """Turn what the database complains of into one line that names it.
+def naming_the_database(engine: Engine) -> Iterator[None]:
+    """Turn an error of the database into one line that names the database.
 
     Raises:
         UsageDatabaseError: the database refused or didn't answer.
@@ -169,7 +169,7 @@ def passes(error: BaseException) -> bool:
     if not hasattr(reason, "sqlstate"):
         return False
     state = reason.sqlstate
-    if state is None:  # nobody answered
+    if state is None:  # no answer
         return type(reason).__name__ == "OperationalError"
     # Rolled back for another's sake (40), no lock (55P03), connection lost (08), too many (53300), restarting (57P).
     return state[:2] in ("08", "40") or state in ("55P03", "53300") or state.startswith("57P")
@@ -199,7 +199,7 @@ def month_of(time_s: float) -> str:
 
 
 def check_name(what: str, value: object) -> None:
-    """Refuse what a database can't hold as a name.
+    """Refuse a name that the database can't store.
 
     Raises:
         InputError: not a text of 1 to 200 characters, or with control characters or halves of characters in it.

@@ -33,9 +33,9 @@ from engine.usage.database import (
     check_name,
     month_bounds_s,
     month_of,
+    naming_the_database,
     open_database,
     passes,
-    told,
     writing,
 )
 
@@ -238,7 +238,7 @@ class Meter:
         )
         if prices is not None:
             query = query.where(used.status.in_(BILLED_STATUSES))
-        with told(self._engine), self._engine.connect() as connection:
+        with naming_the_database(self._engine), self._engine.connect() as connection:
             found = [int(total) for total in connection.execute(query).one()]
         spent = found[0] if prices is None else prices.micro_usd(*found)
         if len(self._spent) > 10_000:
@@ -247,7 +247,7 @@ class Meter:
         return spent
 
     def close(self) -> None:
-        """Write what was submitted, then stop; what can't be written is told through its future."""
+        """Write what was submitted, then stop; a failure is set on the future of its request."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -285,7 +285,7 @@ class Meter:
         pause_s, longest_s = _PAUSES_S
         while True:
             try:
-                with told(self._engine), writing(self._engine) as connection:
+                with naming_the_database(self._engine), writing(self._engine) as connection:
                     connection.execute(self._insert, rows)
                 return
             except UsageDatabaseError as error:
@@ -298,7 +298,7 @@ class Meter:
 def usage_frame(
     engine: Engine, since_s: float | None = None, until_s: float | None = None, key_id: str | None = None
 ) -> pd.DataFrame:
-    """As `Meter.frame`, of a database that `open_database` opened: for who only reads.
+    """`Meter.frame` of a database opened by `open_database`, without a meter.
 
     Raises:
         UsageDatabaseError: the database can't be read.
@@ -312,7 +312,7 @@ def usage_frame(
         query = query.where(REQUESTS.c.finished_s < until_s)
     if key_id is not None:
         query = query.where(REQUESTS.c.key_id == key_id)
-    with told(engine), engine.connect() as connection:
+    with naming_the_database(engine), engine.connect() as connection:
         rows = connection.execute(query).all()
     frame = pd.DataFrame(rows, columns=[field.name for field in fields(Usage)])
     kinds = {"str": "object", "int": "int64", "float": "float64", "float | None": "float64"}
@@ -332,7 +332,7 @@ def used_by_key(engine: Engine, since_s: float, until_s: float) -> list[Used]:
         .where(one.finished_s >= since_s, one.finished_s < until_s)
         .group_by(one.key_id, one.model, is_billed)
     )
-    with told(engine), engine.connect() as connection:
+    with naming_the_database(engine), engine.connect() as connection:
         rows = connection.execute(query).all()
     found = [
         # PostgreSQL sums whole numbers as decimals.

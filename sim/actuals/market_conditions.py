@@ -92,16 +92,16 @@ class MarketConditions:
         segment, parts = self.segment, dict.fromkeys(("organic", "word_of_mouth", "marketing", "sales"), 0.0)
         for index in range(self.months):
             month = self.first + index
-            everybody = sum(
+            customers = sum(
                 subscriptions.count(plan_key(self.segment_name, name), index - 1) for name in segment.plans
             )
             reachable = segment.addressable_customers * (1 + segment.addressable_growth_per_year) ** (
                 month / 12
             )
-            room = max(0.0, 1 - everybody / (reachable * segment.reach_share))
+            room = max(0.0, 1 - customers / (reachable * segment.reach_share))
             effect = self._pull(month) * room * self._asked(month)
             parts["organic"] += segment.organic_signups_per_month * effect
-            parts["word_of_mouth"] += segment.word_of_mouth_per_month * everybody * effect
+            parts["word_of_mouth"] += segment.word_of_mouth_per_month * customers * effect
             parts["marketing"] += marketed_signups(segment, spend_usd[index]) * effect
             parts["sales"] += segment.wins_per_salesperson_per_month * self._salespeople(month) * effect
         return parts

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.usage.database import REQUESTS, month_bounds_s, month_of, open_database, told
+from engine.usage.database import REQUESTS, month_bounds_s, month_of, naming_the_database, open_database
 from engine.usage.meter import BILLED_STATUSES, Used, usage_frame, used_by_key
 from engine.utils.message import Message
 from engine.utils.progress import Progress
@@ -137,7 +137,7 @@ def _labels(engine: Engine, months: str | None, now_s: float) -> list[str]:
             raise InputError(f"months: found {months}, which has not begun, allowed: up to {month_of(now_s)}")
         return month_labels(found[1], last - first + 1)
     query = select(func.min(REQUESTS.c.finished_s), func.max(REQUESTS.c.finished_s))
-    with told(engine), engine.connect() as connection:
+    with naming_the_database(engine), engine.connect() as connection:
         first_s, last_s = connection.execute(query).one()
     if first_s is None:
         raise InputError(f"{engine.url.render_as_string()}: holds no request, allowed: a meter that was used")

@@ -99,7 +99,7 @@ def _tiers() -> dict[str, CreditTier]:
 
 
 class Outages(Section):
-    """Times in which a region serves nobody."""
+    """Times in which a region is down."""
 
     per_year: float = quantity(
         4.0, "events per year and region", "power, network, a bad change", ge=0, le=1000

@@ -28,7 +28,7 @@ class Seats(Section):
 
 
 class Contract(Section):
-    """A commitment for a term: nobody leaves within it, and its end is a decision."""
+    """A commitment for a term: no customer leaves within it; at its end it is renewed or lost."""
 
     months: int = quantity(12, "months", "length of the term, and of each renewal", ge=1, le=120)
     minimum_usd_per_month: float = quantity(
