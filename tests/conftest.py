@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.helpers.places import SHARED
 
@@ -14,6 +15,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core each: more threads than core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shared machine makes any example slow now and then.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 # A shell's background job ignores it, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
