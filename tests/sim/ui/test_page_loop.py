@@ -12,7 +12,7 @@ from tests.helpers.places import APP
 def opened(page: str) -> AppTest:
     app = AppTest.from_file(str(APP), default_timeout=60)
     app.run()
-    return drawn(app.switch_page(f"sim/ui/{page}.py"))
+    return drawn(app.switch_page(f"sim/ui/pages/{page}.py"))
 
 
 def text_of(app: AppTest) -> str:

@@ -255,7 +255,7 @@ def page(name: str, model: str | None = None) -> AppTest:
     app = AppTest.from_file(str(APP), default_timeout=60).run()
     if model is not None:  # as if typed into the box, which a test can't
         app.session_state["engine_model"] = model
-    return settled(app.switch_page(f"sim/ui/{name}.py"))
+    return settled(app.switch_page(f"sim/ui/pages/{name}.py"))
 
 
 def press(app: AppTest, label: str) -> AppTest:
@@ -342,7 +342,7 @@ def test_the_fleet_of_the_company_is_drawn() -> None:
 
 
 def test_the_engine_page_shows_the_profile_in_use() -> None:
-    app = page("engine_page")
+    app = page("engine")
     assert app.title[0].value == "Engine"
     assert charts(app) == 2
     assert [entry.label for entry in app.metric][:2] == ["Prefill", "Decode, one request"]
@@ -350,7 +350,7 @@ def test_the_engine_page_shows_the_profile_in_use() -> None:
 
 
 def test_the_model_answers_with_its_times_and_cost(tiny: str) -> None:
-    app = page("engine_page", tiny)
+    app = page("engine", tiny)
     app.segmented_control(key="engine_section").set_value("ask")
     settled(app)
     app.text_area(key="ask_prompt").set_value("w5 w17 w99")
@@ -377,7 +377,7 @@ def test_the_model_answers_with_its_times_and_cost(tiny: str) -> None:
 
 
 def test_an_answer_that_cannot_be_is_one_clear_line() -> None:
-    app = page("engine_page", "no/such-model")
+    app = page("engine", "no/such-model")
     app.segmented_control(key="engine_section").set_value("ask")
     settled(app)
     press(app, "Answer")
@@ -385,7 +385,7 @@ def test_an_answer_that_cannot_be_is_one_clear_line() -> None:
 
 
 def test_a_look_inside_follows_layer_head_and_temperature(tiny: str) -> None:
-    app = page("engine_page", tiny)
+    app = page("engine", tiny)
     app.segmented_control(key="engine_section").set_value("inside")
     settled(app)
     app.text_area(key="look_text").set_value("w5 w17 w99 w3")
@@ -411,7 +411,7 @@ def test_a_look_inside_follows_layer_head_and_temperature(tiny: str) -> None:
 
 
 def test_a_measurement_can_be_cancelled(tiny: str) -> None:
-    app = page("engine_page", tiny)
+    app = page("engine", tiny)
     app.run()
     app.button(key="engine_measure").click()
     app.run()
@@ -424,7 +424,7 @@ def test_a_measurement_can_be_cancelled(tiny: str) -> None:
 @pytest.mark.slow
 def test_the_machine_is_measured_and_the_profile_kept(tiny: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    app = page("engine_page", tiny)
+    app = page("engine", tiny)
     app.run()
     app.button(key="engine_measure").click()
     until = time.monotonic() + 180
@@ -443,7 +443,7 @@ def test_the_machine_is_measured_and_the_profile_kept(tiny: str, tmp_path: Path,
 
 @pytest.mark.slow
 def test_the_bundled_model_knows_a_capital() -> None:
-    app = page("engine_page")
+    app = page("engine")
     app.segmented_control(key="engine_section").set_value("ask")
     settled(app)
     app.text_area(key="ask_prompt").set_value("What is the capital of France?")
