@@ -1,7 +1,6 @@
 """Steps by Triton against steps by torch: same model, same chunks; on a GPU also decodes from a CUDA graph.
 
-Without a GPU the kernels run in Triton's interpreter, which has to be chosen before triton is imported: one test runs
-this file in a process of its own.
+Without a GPU, `tests/engine/test_triton_interpreter.py` runs this file in a process of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.triton import ON_GPU, RUNS_HERE, needs_working_interpreter, run_in_interpreter
+from tests.helpers.triton import ON_GPU, RUNS_HERE
 
 TABLES = ([9, 4, 1], [3, 6], [2, 8], [5])
 # (requests' numbers, tokens from, to) of each step: chunks, a mixture, two decodes, three decodes.
@@ -19,14 +18,6 @@ STEPS = (
     [(0, 33, 34), (1, 18, 19)],
     [(0, 34, 35), (2, 1, 2), (3, 0, 1)],
 )
-
-
-@needs_working_interpreter
-@pytest.mark.skipif(RUNS_HERE, reason="the tests below run in this process")
-def test_in_the_interpreter():
-    done = run_in_interpreter(__file__)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
 
 
 @pytest.mark.skipif(not RUNS_HERE, reason="needs a GPU or Triton's interpreter")
