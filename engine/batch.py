@@ -1,6 +1,6 @@
-"""Data of the scheduler: requests by their token counts, the limits of a replica, and one step's batch.
+"""Requests by their counts of tokens, the limits of a replica, and the batch of one step.
 
-No torch here: the engine and the simulator share these.
+No torch here: engine and simulator share these.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class SchedulerConfig:
 def vllm_scheduler(
     num_blocks: int, max_running_requests: int = 256, max_step_tokens: int = 2048, block_tokens: int = 16
 ) -> SchedulerConfig:
-    """The policy of vLLM 0.19 with its limits: prompts are admitted up to the last block, and preempted if need be.
+    """The policy of vLLM 0.19 with its limits: prompts are admitted up to the last block, and preempted if necessary.
 
-    `num_blocks` is what vLLM prints as num_gpu_blocks. What else differs (asynchronous scheduling, no admission in
-    a step that preempts, hashes of generated blocks) moved no mean latency of a saturated run by 0.5 %.
+    `num_blocks` is what vLLM prints as num_gpu_blocks. The other differences (asynchronous scheduling, no admission in
+    a step that preempts, hashes of generated blocks) changed no mean latency of a saturated run by 0.5 %.
     """
     return SchedulerConfig(
         max_running_requests, max_step_tokens, block_tokens, num_blocks, spare_blocks_per_request=0
@@ -56,7 +56,7 @@ def vllm_scheduler(
 
 
 class State(Enum):
-    """State of a request."""
+    """Scheduling state of a request."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -64,7 +64,7 @@ class State(Enum):
 
 
 class Request:
-    """A request as the scheduler sees it: token counts, never the tokens themselves."""
+    """A request as the scheduler sees it: counts of tokens, never the tokens themselves."""
 
     __slots__ = (
         "arrived_s",
@@ -94,10 +94,20 @@ class Request:
         priority: int = 0,
         received_tokens: int = 0,
     ) -> None:
-        """`block_hashes`: for each full block of the prompt, the hash of everything up to its end.
+        """Create a waiting request.
 
-        `priority`: lower goes first. `received_tokens`: so many of the prompt's keys and values come with the request,
-        computed by another replica; fewer than the prompt has.
+        Args:
+            request_id: unique, hashable.
+            prompt_tokens: at least 1.
+            max_output_tokens: at least 1; the request finishes with that many.
+            arrived_s: time of arrival in seconds, on any clock.
+            block_hashes: for each full block of the prompt, the hash of everything up to its end.
+            priority: lower is served first.
+            received_tokens: prompt tokens whose keys and values another replica computed and sent; fewer than the
+                prompt has.
+
+        Raises:
+            InputError: fewer than 1 prompt or output token.
         """
         if prompt_tokens < 1 or max_output_tokens < 1:
             raise InputError(
@@ -111,23 +121,29 @@ class Request:
         self.block_hashes = block_hashes
         self.priority = priority
         self.received_tokens = received_tokens  # 0 once they are lost
-        self.rank: tuple[int, float, int] = (priority, arrived_s, 0)  # the scheduler counts who is added
+        self.rank: tuple[int, float, int] = (
+            priority,
+            arrived_s,
+            0,
+        )  # last: order of arrival at the scheduler
         self.state = State.WAITING
         self.computed_tokens = 0  # tokens whose keys and values are in the cache
         self.output_tokens = 0  # tokens produced so far; the newest is not yet computed
-        self.draft_tokens = 0  # guesses that its next decode is to check, and does after `schedule`
+        self.draft_tokens = (
+            0  # tokens drafted for its next decode; `schedule` lowers it to what there is room for
+        )
         self.cached_tokens = 0  # prompt tokens found in the prefix cache
         self.preemptions = 0
         self.block_table: list[int] = []
 
     @property
     def total_tokens(self) -> int:
-        """Tokens known so far: prompt and output."""
+        """Prompt and output tokens so far."""
         return self.prompt_tokens + self.output_tokens
 
 
 class Chunk(NamedTuple):
-    """Part of a step: `tokens` tokens of a request, `start` of whose tokens are in the cache already."""
+    """Part of a step: `tokens` tokens of a request, behind `start` tokens in the cache."""
 
     request: Request
     start: int
@@ -136,7 +152,7 @@ class Chunk(NamedTuple):
 
 
 class Step:
-    """One step's batch: a token of each of `decodes`, with its drafts, and the chunks in `prefills`."""
+    """Batch of one step: one token of each request in `decodes`, with its drafts, and the chunks in `prefills`."""
 
     __slots__ = ("decodes", "has_drafts", "prefills")
 
@@ -152,14 +168,14 @@ class Step:
 
     @property
     def is_pure_decode(self) -> bool:
-        """Whether the step has no prefill."""
+        """The step has no prefill chunk."""
         return not self.prefills
 
     @property
     def prefill(self) -> list[tuple[int, int]]:
         """(chunk tokens, context tokens) of each prefill chunk, as a `StepTimeModel` takes them.
 
-        A decode with drafts is one: it has several tokens.
+        A decode with drafts counts as one: it has several tokens.
         """
         chunks = [(chunk.tokens, chunk.start) for chunk in self.prefills]
         if self.has_drafts:
@@ -168,15 +184,15 @@ class Step:
 
     @property
     def decode_contexts(self) -> list[int]:
-        """Tokens in the cache of each decoding request, as a `StepTimeModel` takes them."""
+        """Tokens in the cache of each decoding request without drafts, as a `StepTimeModel` takes them."""
         return [request.computed_tokens for request in self.decodes if not request.draft_tokens]
 
 
 @dataclass
 class BatchChunk:
-    """Tokens of one request to run now; `start` of its tokens are in the cache already."""
+    """Tokens of one request to run now, behind `start` tokens in the cache."""
 
     token_ids: Sequence[int]
     start: int
     block_table: Sequence[int]
-    sample: int = 1  # how many of the last tokens' logits are wanted
+    sample: int = 1  # return logits after this many last tokens

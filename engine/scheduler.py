@@ -2,15 +2,15 @@
 
 Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2023, Sarathi) over a paged KV
 cache (Kwon et al. 2023). Each step has a budget of tokens: first every decoding request gets its one token, then
-prompts under way continue and waiting requests are admitted. Who comes first in each of these is a matter of rank:
-the lower `priority`, then the earlier arrival. A request is admitted when its whole prompt fits in the cache with
-one block left for each running request to grow (`spare_blocks_per_request`: vLLM leaves none, admits more and
-preempts more); when growth still runs out of blocks, the request of last rank gives its own back, and computes them
-again later (its tokens are kept).
+unfinished prompts continue and waiting requests are admitted. Each of these goes by rank: the lower `priority`, then
+the earlier arrival. A request is admitted when its whole prompt fits in the cache with one block left for each running
+request to grow (`spare_blocks_per_request`: vLLM leaves none, admits more and preempts more). When growing requests
+still run out of blocks, the request of last rank is preempted: it gives its blocks back, keeps its tokens and computes
+them again later.
 
-Nobody of a rank overtakes an earlier one: while the first in the queue doesn't fit, those behind it wait too, so
-within a priority every request is served. Across priorities there is no such promise: as long as more urgent requests
-keep the queue filled, the others wait. An urgent arrival preempts no running request: it waits for a free place.
+Requests are admitted strictly by rank: while the first in the queue does not fit, those behind it wait too, so no
+request starves behind others of its priority. Across priorities there is no such guarantee: as long as more urgent
+requests keep the queue filled, the others wait. A more urgent arrival never preempts: it waits for free blocks.
 
 No torch here, and no clock: the engine drives this with real steps, the simulator with predicted ones.
 """
@@ -33,7 +33,7 @@ _RANK = attrgetter("rank")
 
 
 class Scheduler:
-    """Requests of one replica: add them, then alternate `schedule` and `complete` until there is no work."""
+    """Requests of one replica: `add` them, then alternate `schedule` and `complete` while there is work."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
@@ -49,15 +49,19 @@ class Scheduler:
 
     @property
     def free_blocks(self) -> int:
-        """KV blocks that no request holds."""
+        """Free KV blocks."""
         return self._pool.free_blocks
 
     def add(self, request: Request, *, counts: bool = True) -> None:
-        """Queue a request; one that is not counted (a further sample of an admitted prompt) ignores the queue's limit.
+        """Queue a request.
+
+        Args:
+            request: to be queued.
+            counts: subject to `max_waiting_requests`; false for further samples of a prompt that was accepted.
 
         Raises:
             TooLongError: it could never finish, not even alone in the cache.
-            QueueFullError: `max_waiting_requests` wait already.
+            QueueFullError: `max_waiting_requests` are waiting already.
         """
         self.check_fit(request)
         most = self.config.max_waiting_requests
@@ -83,18 +87,18 @@ class Scheduler:
             )
 
     def schedule(self) -> Step | None:
-        """Choose the next step and allocate its blocks; None when there is no work."""
+        """Plan the next step and allocate its blocks; None if there is no work."""
         budget = self.config.max_step_tokens
         decodes: list[Request] = []
         has_drafts = False
         prefills: list[Chunk] = []
-        under_way: list[Request] = []  # their prompts
+        unfinished: list[Request] = []  # prompts
         position = 0
         while position < len(self.running):
             request = self.running[position]
             position += 1
             if request.computed_tokens + 1 < request.total_tokens or not request.output_tokens:
-                under_way.append(request)
+                unfinished.append(request)
             elif budget and self._grow(request):
                 decodes.append(request)
                 budget -= 1
@@ -104,9 +108,9 @@ class Scheduler:
             for request in decodes:
                 request.draft_tokens = self._grow_for_drafts(request, budget)
                 budget -= request.draft_tokens
-        for request in under_way:
+        for request in unfinished:
             if request.state is not State.RUNNING:
-                continue  # it just gave its blocks to a decode
+                continue  # it was just preempted for a decode
             budget = self._join(prefills, budget, request.rank)
             if budget:
                 budget -= self._append_chunk(prefills, request, budget)
@@ -114,10 +118,14 @@ class Scheduler:
         return Step(decodes, prefills, has_drafts) if decodes or prefills else None
 
     def complete(self, step: Step, kept_drafts: Mapping[Request, int] | None = None) -> list[Request]:
-        """Record a step that ran: computed and sampled tokens; finished requests release their blocks.
+        """Update all counts after a step ran; finished requests release their blocks.
 
-        `kept_drafts`: how many drafts of a decode were right; it produces that many tokens more.
-        Returns the requests that produced a token, in the order of the step's chunks.
+        Args:
+            step: as `schedule` returned it.
+            kept_drafts: accepted drafts of each decode, which produces that many tokens more.
+
+        Returns:
+            The requests that produced a token, in the order of the step's chunks.
         """
         produced = list(step.decodes)
         for request in step.decodes:
@@ -139,7 +147,7 @@ class Scheduler:
         return produced
 
     def finish(self, request: Request) -> None:
-        """Remove a request in any state: after a stop token, or when its client disconnects."""
+        """Remove a request in any state: it reached a stop token, or was cancelled."""
         if request.state is State.FINISHED:
             return
         if request.state is State.RUNNING:
@@ -150,10 +158,10 @@ class Scheduler:
         request.state = State.FINISHED
 
     def lend(self, tokens: int) -> list[int]:
-        """Allocate blocks for work outside the requests, between two steps; return them with `take_back`.
+        """Take blocks for work between two steps that is not a request; give them to `take_back` afterwards.
 
         Raises:
-            QueueFullError: so many are not free.
+            QueueFullError: too few blocks are free.
         """
         blocks = self._blocks(tokens)
         if blocks > self._pool.free_blocks:
@@ -163,14 +171,14 @@ class Scheduler:
         return self._pool.take(blocks)
 
     def take_back(self, table: list[int]) -> None:
-        """Release the blocks that `lend` allocated."""
+        """Free the blocks that `lend` returned."""
         self._pool.release(table)
 
     def unchanged_steps(self, step: Step) -> int:
-        """Number of steps, this one included, in which the same requests decode and nothing else changes.
+        """Number of steps, this one included, in which the same requests decode and nothing else happens.
 
-        Until one finishes or the blocks run out. Nobody who waits can be admitted meanwhile, because room only
-        shrinks while all running requests decode. 1 for a step that is not a decode of all of them.
+        It ends when a request finishes or the blocks run out. Waiting requests cannot be admitted before, because free
+        blocks only decrease while all running requests decode. 1 unless the step decodes every running request.
         """
         if step.prefills or step.has_drafts or len(step.decodes) != len(self.running):
             return 1
@@ -188,9 +196,9 @@ class Scheduler:
         return low
 
     def complete_run(self, step: Step, steps: int) -> list[Request]:
-        """Record `steps` decode steps of an unchanged batch at once (at most `unchanged_steps`).
+        """Complete `steps` decode steps of an unchanged batch at once (at most `unchanged_steps`).
 
-        Leaves everything as `steps` rounds of schedule and complete would; returns as `complete` does.
+        Same state afterwards, and same result, as that many rounds of `schedule` and `complete`.
         """
         for request in step.decodes:
             request.computed_tokens += steps
@@ -205,7 +213,7 @@ class Scheduler:
         return -(-tokens // self.config.block_tokens)
 
     def growth(self, step: Step, steps: int) -> int:
-        """Blocks to allocate for `steps` decode steps."""
+        """KV blocks to allocate for `steps` decode steps of this batch."""
         size = self.config.block_tokens
         growth = 0
         for request in step.decodes:
@@ -215,7 +223,7 @@ class Scheduler:
         return growth
 
     def _grow(self, request: Request) -> bool:
-        """Make room for one more token; False if that cost the request itself its place."""
+        """Allocate room for one more token; False if the request itself was preempted for it."""
         if request.computed_tokens < len(request.block_table) * self.config.block_tokens:
             return True
         while not self._pool.free_blocks:
@@ -227,8 +235,8 @@ class Scheduler:
         return True
 
     def _grow_for_drafts(self, request: Request, budget: int) -> int:
-        """Make room for a decode's drafts; returns for how many there is room without preempting a request."""
-        # The step produces a token besides those that it keeps.
+        """Allocate room for a decode's drafts without preempting; returns how many of them fit."""
+        # The step produces one token more than the drafts that it keeps.
         drafts = min(request.draft_tokens, budget, request.max_output_tokens - request.output_tokens - 1)
         missing = self._blocks(request.computed_tokens + 1 + drafts) - len(request.block_table)
         spare = max(0, self._pool.free_blocks - len(self.running))
@@ -244,7 +252,7 @@ class Scheduler:
             self.waiting.append(request)
 
     def _join(self, prefills: list[Chunk], budget: int, before: tuple[int, float, int] | None = None) -> int:
-        """Admit who waits, those before a rank if one is given; returns what is left of the budget."""
+        """Admit waiting requests, only those before a rank if one is given; returns the remaining budget."""
         waiting, running = self.waiting, self.running
         while budget and waiting and len(running) < self.config.max_running_requests:
             request = waiting[0]
@@ -266,7 +274,7 @@ class Scheduler:
         self._enqueue(request)
 
     def _admit(self, request: Request) -> bool:
-        """Hold blocks for all known tokens of a waiting request, if they are free."""
+        """Allocate blocks for all known tokens of a waiting request, if they are free."""
         pool, size = self._pool, self.config.block_tokens
         shared: list[int] = []
         if self.config.prefix_caching and request.block_hashes:
@@ -291,7 +299,7 @@ class Scheduler:
         return tokens
 
     def _remember(self, chunk: Chunk) -> None:
-        """Let others find the blocks of the prompt that this chunk completed."""
+        """Make the prompt blocks that this chunk completed available to other requests."""
         request = chunk.request
         if not (self.config.prefix_caching and request.block_hashes):
             return

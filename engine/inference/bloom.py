@@ -1,8 +1,8 @@
-"""BLOOM over the paged KV cache: its modelling code has no attention interface, so its attention is given one.
+"""BLOOM over the paged KV cache: its modelling code has no attention interface, so its attention is replaced.
 
 BLOOM (Scao et al. 2022) has no position embedding: ALiBi (Press et al. 2022) adds slope · key position to each
-score instead. A softmax doesn't feel what is added to a whole row, so the slope may count from the first key.
-Everything but the attention itself stays transformers' own.
+score instead. A softmax is invariant to a constant added to a whole row, so positions may count from the first key.
+Everything but the attention itself is transformers' own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.layers.attention import IMPLEMENTATION, paged_attention
 
 
 def serve_bloom(model: Any) -> None:
-    """Let the attention layers of a loaded BLOOM model follow the engine's step plan."""
+    """Make the attention layers of a loaded BLOOM model follow the engine's step plan."""
     from transformers.models.bloom.modeling_bloom import BloomAttention
 
     model.config._attn_implementation = IMPLEMENTATION  # so that no mask is built

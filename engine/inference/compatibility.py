@@ -1,10 +1,10 @@
-"""Can the engine serve this model to the token? Found out at load by trying it, and refused by name if not.
+"""Does the engine compute this architecture exactly? Tested at load on a small copy; refused by name if not.
 
-transformers hands each layer's queries, keys and values to the engine's attention function. Some architectures
-do more around it (recurrent state, chunks, differences of attentions, soft caps, sinks) or hand over something
-else. A list of them would be out of date with the next release, so a small copy of the model is built from its
-own configuration: the same classes, every kind of layer, random float32 weights, windows shorter than the
-texts. Its logits over the paged cache must be those of its own plain attention.
+transformers passes each layer's queries, keys and values to the engine's attention function. Some architectures
+do more around it (recurrent state, chunks, differences of attentions, soft caps, sinks) or pass something else. A
+list of them would be out of date with the next release, so a small copy of the model is built from its own
+configuration: the same classes, every kind of layer, random float32 weights, windows shorter than the texts. Its
+logits over the paged cache must equal those of its own plain attention.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _MOST_LAYERS = 8
 _WINDOW_TOKENS = 8
 _VOCABULARY = 128
-# Of random weights: attention so sharp that a forgotten cap shows, so flat that a sink does.
+# Of random weights: attention so sharp that a missing cap shows, so flat that a missing sink does.
 _GAINS = (3.0, 0.3)
 # Largest difference of a logit, in standard deviations of the logits; float32 leaves about 1e-5.
 _TOLERANCE = 1e-3
@@ -45,12 +45,12 @@ _TABLES = ((5, 2, 7), (1, 3))
 
 
 def require_servable(model: Any, name: str) -> None:
-    """Let a loaded model's attention follow the engine's step plan; weights are not touched.
+    """Make a loaded model's attention follow the engine's step plan; weights are not changed.
 
     Takes less than a tenth of a second and a few megabytes, whatever the size of the model.
 
     Raises:
-        InputError: the paged cache would not give the tokens that transformers gives; says why.
+        InputError: the logits over the paged cache would differ from transformers'; says why.
     """
     reason = _refusal(model)
     if reason is not None:
@@ -59,7 +59,7 @@ def require_servable(model: Any, name: str) -> None:
 
 
 def _refusal(model: Any) -> str | None:
-    """Why this architecture can't be served, None if it can."""
+    """Why this architecture cannot be served; None if it can."""
     config = model.config
     if config.get_text_config() is not config or hasattr(config, "vision_config"):
         return "it takes more than text"
@@ -70,7 +70,7 @@ def _refusal(model: Any) -> str | None:
         return f"it has layers of type {', '.join(sorted(map(str, others)))}"
     try:
         differences = [_difference(type(model), _scaled_down(config), gain) for gain in _GAINS]
-    except Exception as error:  # whatever an unknown architecture's code may say
+    except Exception as error:  # an unknown architecture's code may raise any; its text is only shown
         text = (str(error).strip().splitlines() or [""])[0]
         return f"a small copy of it fails in the paged cache ({type(error).__name__}: {text[:160]})"
     for difference in differences:

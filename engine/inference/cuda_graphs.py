@@ -1,8 +1,8 @@
-"""Steps on a GPU: one copy brings a step's numbers over, Triton kernels attend, decodes replay a CUDA graph.
+"""Steps on a GPU: one copy for all numbers of a step, attention in Triton, decode steps as CUDA graphs.
 
 A decode step of a large model launches some thousand kernels, each of which takes the host longer than the device;
-a graph launches them at once. A graph has fixed shapes, so there is one for each of a ladder of batch sizes, captured
-at its first use; rows that a batch leaves empty write to no slot and attend to nothing.
+a graph launches them at once. A graph has fixed shapes, so there is one for each of several batch sizes, captured at
+its first use; unused rows of a batch write to no slot and attend to nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # reque
 
 @dataclass
 class DevicePlan:
-    """Where each token of a packed step is written and what it attends to, on the device: decodes, then chunks."""
+    """Slots and attention of each token of a packed step, on the device: decodes first, then chunks."""
 
     cache: PagedCache
     slots: torch.Tensor  # [tokens] int32, −1 for padding
@@ -45,7 +45,7 @@ class DevicePlan:
     def attend(
         self, how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
-        """As `engine.layers.attention.attend`."""
+        """See `engine.layers.attention.attend`."""
         keys, values = self.cache.keys[how.layer], self.cache.values[how.layer]
         options = Options(how.scaling, how.window, how.softcap, how.slopes)
         write_cache(key, value, keys, values, self.slots)
@@ -105,8 +105,10 @@ class DeviceSteps:
         slots: list[int],
         wanted: list[int],
     ) -> torch.Tensor:
-        """Logits [wanted, vocab] of a packed step, decodes (chunks of one token) first; tokens, positions and slots
-        are those of its rows."""
+        """Logits [wanted, vocab] of a packed step, decodes (chunks of one token) first.
+
+        `tokens`, `positions` and `slots` are those of its rows.
+        """
         tables, starts = [chunk.block_table for chunk in packed], [chunk.start for chunk in packed]
         counts = [len(chunk.token_ids) for chunk in packed]
         decodes = counts.count(1)
@@ -216,7 +218,7 @@ class DeviceSteps:
         return flat.view(len(rows), len(rows[0]) if rows else 1)
 
     def _copied(self, parts: Sequence[list[int]]) -> tuple[torch.Tensor, ...]:
-        """Lists of numbers, int32, brought to the device by one copy that the host doesn't wait for."""
+        """Lists of numbers as int32 on the device, by one asynchronous copy."""
         here = torch.tensor(list(itertools.chain.from_iterable(parts)), dtype=torch.int32)
         if self.device.type == "cuda":
             here = here.pin_memory()

@@ -1,7 +1,7 @@
-"""Embeddings of a causal language model: the mean of its last hidden states over a text's tokens, of length 1.
+"""Embeddings of a causal language model: the mean of its last hidden states over a text's tokens, of unit length.
 
-The plainest way to get a vector of a text from a model that was trained to go on with it (mean pooling, as in
-Reimers and Gurevych 2019, Sentence-BERT). A model that was trained for it gives far better ones.
+Mean pooling (Reimers and Gurevych 2019, Sentence-BERT) is the simplest embedding from a model that was trained to
+generate. A model trained for embeddings gives far better ones.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from engine.inference.llm import LLM
 
 @torch.inference_mode()
 def embed(llm: LLM, token_ids: list[int]) -> list[float]:
-    """The vector [hidden_size] of a text; runs between two steps, in free blocks.
+    """Embedding [hidden_size] of a text; runs between two steps, in free KV blocks.
 
     Raises:
         InputError: no tokens, or more than the model's context.
-        QueueFullError: the KV cache has no room now.
+        QueueFullError: too few KV blocks are free.
     """
     count, longest = len(token_ids), llm.shape.max_context_tokens - 1
     if not 0 < count <= longest:
@@ -37,7 +37,7 @@ def embed(llm: LLM, token_ids: list[int]) -> list[float]:
     try:
         for start in range(0, count, llm.config.max_step_tokens):
             part = token_ids[start : start + llm.config.max_step_tokens]
-            # A single token would run as a decode, which a GPU replays without telling: one more makes it a prompt.
+            # A single token would run as a decode, which a GPU replays without the hook: one more makes it a prompt.
             run = part if len(part) > 1 else [*part, part[0]]
             llm.runner.run([BatchChunk(run, start, table)])
             total += seen.pop()[: len(part)].float().sum(dim=0)

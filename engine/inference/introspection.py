@@ -1,16 +1,16 @@
-"""What a served model looks at and expects: attention weights, next-token probabilities, and the loss of a text.
+"""Inspect a served model: attention weights, next-token probabilities, and the loss of a text.
 
-Computed by the served model itself: its own layers hand over their queries and keys (rotated, normalised, grouped,
-as they do when serving), and instead of the paged cache a plain attention over the whole prompt answers them:
+Computed by the served model itself: its own layers pass their queries and keys (rotated, normalised, grouped, as
+when serving) to a plain attention over the whole prompt instead of the paged cache:
 
     weights = softmax(Q Kᵀ / √d_k + mask)        (Vaswani et al. 2017, equation 1)
 
-where the mask is causal, holds ALiBi's biases and sliding windows where the model has them, and scores are capped
+where the mask is causal, includes ALiBi's biases and sliding windows where the model has them, and scores are capped
 where the model caps them. The loss is the mean negative log likelihood of each token given those before it: what
 `model(input_ids, labels=input_ids)` computes in transformers, since labels are shifted by one place there. Perplexity
 is its exponential (Jelinek et al. 1977).
 
-The KV cache is not touched. Memory grows with heads · tokens², so prompts are limited.
+The KV cache is not used. Memory grows with heads · tokens², so prompts are limited.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_TOKENS = 512  # a layer's scores of 32 heads: 34 MB in float32
 
 @dataclass(frozen=True)
 class NextToken:
-    """One candidate for the next token."""
+    """A candidate for the next token."""
 
     token_id: int
     text: str  # as the tokenizer decodes it; "#17" for a model without one
@@ -45,30 +45,30 @@ class NextToken:
 
 @dataclass(frozen=True)
 class TextLoss:
-    """How well a model foresees a text."""
+    """Loss of a text under the model."""
 
     loss_nats: float  # mean over the tokens from the second on
     token_losses_nats: tuple[float, ...]  # −log p of each token given those before; the first has none
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): the number of equally likely tokens that would be as hard to choose from."""
+        """exp(loss): the number of equally likely tokens with the same uncertainty."""
         return math.exp(self.loss_nats)
 
 
 def attention_weights(llm: LLM, tokens: Sequence[int], layer: int) -> NDArray[np.float32]:
-    """How much each token of a prompt attends to each token up to it, in one layer.
+    """Attention weights of one layer over a prompt.
 
     Args:
         llm: a loaded model.
         tokens: token ids of the prompt, at most `MAX_TOKENS`.
-        layer: from 0, the one next to the embedding.
+        layer: from 0, the first above the embedding.
 
     Returns:
-        Weights [heads, n, n]: row i is token i asking, it adds up to 1 and is 0 after the diagonal.
+        Weights [heads, n, n]: row i has the weights of token i as query; it sums to 1 and is 0 after the diagonal.
 
     Raises:
-        InputError: no tokens, too many, an id outside the vocabulary, or a layer that the model doesn't have.
+        InputError: no tokens, too many, an id outside the vocabulary, or a layer that the model does not have.
     """
     layers = llm.shape.layers
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < layers:
@@ -82,16 +82,16 @@ def attention_weights(llm: LLM, tokens: Sequence[int], layer: int) -> NDArray[np
 def next_tokens(
     llm: LLM, tokens: Sequence[int], count: int = 10, temperature: float = 1.0
 ) -> list[NextToken]:
-    """The likeliest next tokens of a prompt, the best first.
+    """The most likely next tokens of a prompt, the best first.
 
     Args:
         llm: a loaded model.
         tokens: token ids of the prompt, at most `MAX_TOKENS`.
         count: how many, at least 1.
-        temperature: logits are divided by it before the softmax; 0 puts everything on the best one.
+        temperature: divides the logits before the softmax; 0 gives the best token probability 1.
 
     Raises:
-        InputError: as `attention_weights`, or a count or temperature that is none.
+        InputError: as `attention_weights`, or `count` or `temperature` is out of range.
     """
     vocabulary = llm.shape.vocab_size
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= vocabulary:
@@ -128,7 +128,7 @@ def text_loss(llm: LLM, tokens: Sequence[int]) -> TextLoss:
 
 
 def token_text(llm: LLM, token: int) -> str:
-    """A token as text; a token that is part of a character only shows as such."""
+    """Text of a token; of part of a character a replacement character."""
     return f"#{token}" if llm.tokenizer is None else str(llm.tokenizer.decode([token]))
 
 

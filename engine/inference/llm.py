@@ -1,9 +1,9 @@
 """`LLM`: prompts in, tokens out, by continuous batching.
 
-`step` is the whole engine: the scheduler says what runs, the runner runs it, one token is picked for each request
-whose known tokens are all computed, and the scheduler books what happened. Requests join and leave at any step.
-The n samples of a prompt are n requests; the others join when the first has its first token, so that they find the
-prompt's full blocks in the prefix cache instead of computing them again.
+`step` is the whole engine: the scheduler plans the step, the runner computes it, one token is sampled for each request
+whose known tokens are all computed, and the scheduler updates its counts. Requests may be added and cancelled between
+any two steps. The n samples of a prompt are n requests; the other n - 1 are queued when the first has its first token,
+so that they find the prompt's full blocks in the prefix cache instead of computing them again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from engine.batch import BatchChunk, Request, SchedulerConfig, Step
 from engine.errors import InputError, TooLongError
 from engine.inference.compatibility import require_servable
-from engine.inference.model_runner import ModelRunner
+from engine.inference.model_runner import BLOCK_TOKENS, ModelRunner, cache_blocks
 from engine.inference.request import Generation, RequestMetrics, RequestOutput, block_hashes
 from engine.layers.linear import COMPUTE_DTYPES, require_weights, weight_bytes
-from engine.models.load import DTYPES, free_bytes, load_model, load_tokenizer, shape_of
+from engine.models.load import DTYPES, load_model, load_tokenizer, shape_of
 from engine.profile.model_shape import ModelShape
 from engine.sampling.json_grammar import JsonAnswer, JsonTokens
 from engine.sampling.sampler import (
@@ -38,16 +38,26 @@ from engine.sampling.sampler import (
 from engine.sampling.token_bytes import token_bytes
 from engine.scheduler import Scheduler
 
-_BLOCK_TOKENS = 16
 _LIMITS = {"cpu": (64, 512), "cuda": (256, 8192)}  # requests, tokens of a step
-_MOST_CACHE_TOKENS_CPU = 32_768  # more than the batch of a CPU ever fills
-_FREE_MEMORY_SHARE = {"cpu": 0.3, "cuda": 0.8}
 
 Prompt = str | list[int]
 
 
+class RequestOptions(TypedDict, total=False):
+    """How a request is scheduled.
+
+    priority: lower is served first (see `engine.scheduler` for what is guaranteed); 0 if missing.
+    timeout_s: seconds from now after which the request ends with the tokens that it has by then; none if missing.
+    streams: keep the output's text up to date while it runs; not if missing.
+    """
+
+    priority: int
+    timeout_s: float | None
+    streams: bool
+
+
 class LLM:
-    """A causal language model that serves many requests at once on one device."""
+    """A causal language model that serves many requests at a time on one device."""
 
     def __init__(
         self,
@@ -69,19 +79,18 @@ class LLM:
             model: "smollm2-135m", a path, a hub id, or "NAME@dummy".
             device: "cpu" or "cuda".
             dtype: "float32", "bfloat16" or "float16"; weights only: "int8" on a CPU, "fp8" on CUDA.
-            max_running_requests: most requests decoding together; None: 64 on a CPU, 256 on CUDA.
+            max_running_requests: most requests that decode together; None: 64 on a CPU, 256 on CUDA.
             max_step_tokens: token budget of one step, decodes and prompt chunks together; None: 512 on a CPU, 8192 on
                 CUDA.
             kv_cache_tokens: tokens that the KV cache holds; None takes a share of the free memory.
-            prefix_caching: share the blocks of equal prompt beginnings.
-            max_waiting_requests: more than that are refused; None is no limit.
-            draft_tokens: most tokens that a step guesses ahead for a request by prompt lookup
-            (`engine.sampling.speculation`);
+            prefix_caching: share the KV blocks of common prompt prefixes.
+            max_waiting_requests: most requests in the queue, beyond which they are refused; None: no limit.
+            draft_tokens: most tokens drafted per step and request by prompt lookup (`engine.sampling.speculation`);
                 the output stays the same.
-            seed: of the random weights of "NAME@dummy", and of requests without their own.
+            seed: for the random weights of "NAME@dummy", and for requests without their own.
 
         Raises:
-            InputError: no such model or device, an architecture that can't be served, too little memory.
+            InputError: unknown model or device, an architecture that cannot be served, or too little memory.
         """
         most_requests, most_tokens = _LIMITS["cpu" if device == "cpu" else "cuda"]
         max_running_requests = most_requests if max_running_requests is None else max_running_requests
@@ -99,8 +108,8 @@ class LLM:
         self.config = SchedulerConfig(
             max_running_requests=max_running_requests,
             max_step_tokens=max_step_tokens,
-            block_tokens=_BLOCK_TOKENS,
-            num_blocks=_cache_blocks(self.shape, device, max_running_requests, kv_cache_tokens),
+            block_tokens=BLOCK_TOKENS,
+            num_blocks=cache_blocks(self.shape, device, max_running_requests, kv_cache_tokens),
             prefix_caching=prefix_caching,
             max_waiting_requests=max_waiting_requests,
         )
@@ -109,10 +118,10 @@ class LLM:
         if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int) or draft_tokens < 0:
             raise InputError(f"draft_tokens: found {draft_tokens!r}, allowed is a whole number ≥ 0")
         self.draft_tokens = draft_tokens
-        self.on_step: Callable[[Step], None] | None = None  # told each step just before it runs
+        self.on_step: Callable[[Step], None] | None = None  # called with each step before it runs
         self.seed = seed
         self._ids = itertools.count()
-        self._generations: dict[Any, Generation] = {}  # that the scheduler knows, by request id
+        self._generations: dict[Any, Generation] = {}  # those in the scheduler, by request id
         self._deadlines: list[tuple[float, int]] = []  # a heap of (time, request id)
         self._end_tokens = _end_tokens(self.model)
 
@@ -124,14 +133,16 @@ class LLM:
         priority: int = 0,
         timeout_s: float | None = None,
     ) -> list[RequestOutput]:
-        """Finish all prompts (texts, or lists of token ids), batched; one output per prompt, in their order.
+        """Complete prompts (texts or lists of token ids) in shared batches; one output per prompt, in order.
 
-        With n > 1 the output is the first sample, and its `samples` are all of them. Nothing stays queued if this
-        is left by an error or by Ctrl-C. `priority` and `timeout_s` as for `add_request`.
+        With n > 1 the output is the first sample, and its `samples` are all of them. An error or Ctrl-C leaves
+        nothing queued. `priority` and `timeout_s`: see `RequestOptions`.
 
         Raises:
-            InputError: an empty or too long prompt, a token id outside the vocabulary, params of another length,
-                more prompts than may wait. Bad input is found before anything runs.
+            InputError: an empty prompt, a token id outside the vocabulary, or `params` of another length than
+                `prompts`; before anything runs.
+            TooLongError: more tokens than the model's context or the KV cache holds; before anything runs.
+            QueueFullError: more prompts than may wait.
         """
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         batch = cast("list[Prompt]", [prompts] if alone else list(prompts))
@@ -141,7 +152,8 @@ class LLM:
                 f"params: found {len(each)} for {len(batch)} prompts; allowed is one, or one each"
             )
         prepared = [
-            self._prepare(prompt, its, priority, timeout_s) for prompt, its in zip(batch, each, strict=True)
+            self._prepare(prompt, its, priority=priority, timeout_s=timeout_s)
+            for prompt, its in zip(batch, each, strict=True)
         ]
         wanted = [generation.output for generation in prepared]
         try:
@@ -156,11 +168,11 @@ class LLM:
         return wanted
 
     def chat(self, messages: Sequence[dict[str, str]], params: SamplingParams | None = None) -> RequestOutput:
-        """Complete a conversation ([{"role": …, "content": …}]) by the model's chat template."""
+        """Generate the next message of a conversation ([{"role": …, "content": …}]), by the model's chat template."""
         return self.generate(self.chat_prompt(messages), params)[0]
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, up to where the model is to answer.
+        """Token ids of a conversation, with the prompt for the model's next message at the end.
 
         Raises:
             InputError: the model has no chat template.
@@ -178,11 +190,11 @@ class LLM:
         priority: int = 0,
         timeout_s: float | None = None,
     ) -> Iterator[RequestOutput]:
-        """Yield the request's output after each token (of any of its samples); leaving the loop cancels it.
+        """Yield the request's output after each token of any of its samples; leaving the loop cancels the request.
 
-        `text` only grows: half a character, and what may become a stop string, are held back.
+        `text` only grows: part of a character, and what may become a stop string, are held back.
         """
-        generation = self._prepare(prompt, params, priority, timeout_s, streams=True)
+        generation = self._prepare(prompt, params, priority=priority, timeout_s=timeout_s, streams=True)
         samples = generation.output.samples
         try:
             self._enqueue(generation)
@@ -194,44 +206,26 @@ class LLM:
             self.cancel(generation.output.request_id)
 
     def add_request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        *,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        streams: bool = False,
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
     ) -> int:
-        """Queue a prompt and return its id; `step` advances it (see `generate` for the errors).
-
-        Args:
-            prompt: text or token ids.
-            params: what to sample.
-            priority: lower goes first (see `engine.scheduler` for what that promises).
-            timeout_s: seconds from now until it is given up, with the tokens that it has by then.
-            streams: keep the output's text up to date while it runs.
+        """Queue a prompt (text or token ids) and return its request id; `step` computes it.
 
         Raises:
-            QueueFullError: `max_waiting_requests` wait already.
+            InputError: as `generate`.
+            QueueFullError: `max_waiting_requests` are waiting already.
         """
-        return self.submit(prompt, params, priority=priority, timeout_s=timeout_s, streams=streams).request_id
+        return self.submit(prompt, params, **options).request_id
 
     def submit(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        *,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        streams: bool = False,
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
     ) -> RequestOutput:
-        """Queue a prompt as `add_request` does, and return its output, which fills while steps run."""
-        generation = self._prepare(prompt, params, priority, timeout_s, streams)
+        """Queue a prompt as `add_request` does and return its output, which fills while steps run."""
+        generation = self._prepare(prompt, params, **options)
         self._enqueue(generation)
         return generation.output
 
     def step(self) -> list[RequestOutput]:
-        """Run one batch; returns the outputs that got a token or timed out, an empty list when idle."""
+        """Run one step; returns the outputs that got a token or timed out, an empty list without work."""
         late = self._drop_late()
         if self.draft_tokens:
             for generation in self._generations.values():
@@ -275,18 +269,18 @@ class LLM:
         return late + [generation.output for generation, _ in sampling]
 
     def cancel(self, request_id: int) -> None:
-        """Cancel a request and free its blocks at once; finished samples stay.
+        """Cancel a request and free its KV blocks; finished samples keep their output.
 
-        The id that `add_request` gave stands for all samples of its prompt, that of a further sample for itself.
+        The id from `add_request` cancels all samples of its prompt, the id of a further sample that sample alone.
         """
         self._drop(request_id, "cancelled")
 
     @cached_property
     def json_tokens(self) -> JsonTokens:
-        """The vocabulary as pieces of JSON; the first time takes about a second.
+        """Token masks of JSON for this vocabulary; the first access takes about a second.
 
         Raises:
-            InputError: the model has no tokenizer, or one that can't write all of JSON.
+            InputError: the model has no tokenizer, or one whose tokens cannot write every JSON text.
         """
         if self.tokenizer is None:
             raise InputError(f"model {self.shape.name!r} has no tokenizer: it can't be held to JSON")
@@ -296,11 +290,12 @@ class LLM:
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        priority: int,
-        timeout_s: float | None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
         streams: bool = False,
     ) -> Generation:
-        """Check everything about a request, and make it without queueing it."""
+        """Check a request and make its generation, without queueing it."""
         params = params or SamplingParams()
         params.check_vocabulary(self.shape.vocab_size)
         if params.stop and self.tokenizer is None:
@@ -351,10 +346,10 @@ class LLM:
             self._release_held(generation)
 
     def _release_held(self, generation: Generation) -> None:
-        """Queue the other samples of a prompt, at the place of its arrival."""
+        """Queue the other samples of a prompt, with its time of arrival."""
         held, generation.held = generation.held, []
         for other in held:
-            if other.output.finish_reason is None:  # not cancelled meanwhile
+            if other.output.finish_reason is None:  # not cancelled in the meantime
                 self._enqueue(other)
 
     def _drop_late(self) -> list[RequestOutput]:
@@ -364,10 +359,10 @@ class LLM:
         return late
 
     def _drop(self, request_id: int, reason: str) -> list[RequestOutput]:
-        """Take a request and its samples out, in whatever state; gives the outputs that this ended."""
+        """End a request and its samples in any state; returns the outputs that this ended."""
         now_s = time.perf_counter()
-        every = [each for known in self._generations.values() for each in (known, *known.held)]
-        dropped = [each for each in every if request_id in (each.output.request_id, each.first_id)]
+        candidates = [each for known in self._generations.values() for each in (known, *known.held)]
+        dropped = [each for each in candidates if request_id in (each.output.request_id, each.first_id)]
         for generation in dropped:
             if self._generations.pop(generation.output.request_id, None):
                 self.scheduler.finish(generation.request)
@@ -394,20 +389,3 @@ def _end_tokens(model: Any) -> set[int]:
     if ends is None:
         return set()
     return {ends} if isinstance(ends, int) else set(ends)
-
-
-def _cache_blocks(shape: ModelShape, device: str, max_running: int, tokens: int | None) -> int:
-    """Blocks of the KV cache: those asked for, else a share of the memory that is free after loading."""
-    free = free_bytes(device)
-    usable = int(free * (1.0 if tokens else _FREE_MEMORY_SHARE[device.partition(":")[0]]))
-    affordable = usable // shape.kv_bytes_per_token
-    if tokens is None:
-        tokens = min(affordable, max_running * shape.max_context_tokens)
-        if device == "cpu":
-            tokens = min(tokens, _MOST_CACHE_TOKENS_CPU)
-    if affordable < max(tokens, _BLOCK_TOKENS):
-        short = max(tokens, _BLOCK_TOKENS) * shape.kv_bytes_per_token - usable
-        raise InputError(
-            f"KV cache of {tokens} tokens: {short / 1e9:.1f} GB more than the {usable / 1e9:.1f} GB that are free"
-        )
-    return -(-tokens // _BLOCK_TOKENS)

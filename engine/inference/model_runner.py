@@ -1,4 +1,4 @@
-"""Runs one batch on the device: packs the tokens, lets the model write and read the paged cache, gives logits."""
+"""Runs one batch on the device: packs its tokens, lets the model write and read the paged cache, returns logits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import torch
 
 from engine import kernels
 from engine.batch import BatchChunk, SchedulerConfig
+from engine.errors import InputError
 from engine.kernels import cpu_decode
 from engine.layers.attention import PagedCache, PrefillChunk, StepPlan, attending, block_rows
 from engine.layers.fused_layer import fuse_layers
 from engine.layers.linear import prepare_products
+from engine.models.load import free_bytes
 from engine.profile.model_shape import ModelShape
 
+BLOCK_TOKENS = 16  # of a KV block
+_MOST_CACHE_TOKENS_CPU = 32_768  # more than the batch of a CPU ever fills
+_FREE_MEMORY_SHARE = {"cpu": 0.3, "cuda": 0.8}  # for the KV cache
 _CPU_ROWS = 4
 
 
@@ -58,8 +63,9 @@ class ModelRunner:
     def run(self, chunks: Sequence[BatchChunk]) -> torch.Tensor:
         """Run all chunks in one forward pass.
 
-        Returns the logits [Σ sample, vocab] after the last tokens of each chunk that samples, in the order of the
-        chunks; only these positions are projected to the vocabulary.
+        Returns:
+            Logits [Σ sample, vocab] after the last `sample` tokens of each chunk, in the order of the chunks; only
+            these positions are projected to the vocabulary.
         """
         # In the packed batch decodes come first, by length: those that attend together are neighbours.
         order = sorted(range(len(chunks)), key=lambda i: _packing_key(chunks[i]))
@@ -93,10 +99,10 @@ class ModelRunner:
         return logits
 
     def _rows(self, numbers: list[int]) -> torch.Tensor:
-        """The numbers as a tensor; on a CPU padded with zeros to a count that its matrix products are quick at.
+        """The numbers as a tensor; on a CPU padded with zeros to a row count at which its matrix products are fast.
 
-        A product with 2, 3 or 7 rows takes up to 40 % longer than one with 4 or 8 (oneMKL 2024.2, AVX-512). Rows
-        don't feel each other, and the attention leaves the padded ones out.
+        A product with 2, 3 or 7 rows takes up to 40 % longer than one with 4 or 8 (oneMKL 2024.2, AVX-512). Rows are
+        independent of each other, and the attention ignores the padded ones.
         """
         count = len(numbers)
         if self.device.type == "cpu" and count > 1:
@@ -126,10 +132,31 @@ class ModelRunner:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
 
-def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU in memory that the system gives only once something is written there, in huge pages.
+def cache_blocks(shape: ModelShape, device: str, max_running: int, tokens: int | None) -> int:
+    """Number of KV blocks for `tokens` tokens; None: for a share of the memory that is free after loading.
 
-    Blocks lie anywhere in the cache: with pages of 4 KB, looking their addresses up takes longer than reading them.
+    Raises:
+        InputError: too little free memory.
+    """
+    free = free_bytes(device)
+    usable = int(free * (1.0 if tokens else _FREE_MEMORY_SHARE[device.partition(":")[0]]))
+    affordable = usable // shape.kv_bytes_per_token
+    if tokens is None:
+        tokens = min(affordable, max_running * shape.max_context_tokens)
+        if device == "cpu":
+            tokens = min(tokens, _MOST_CACHE_TOKENS_CPU)
+    if affordable < max(tokens, BLOCK_TOKENS):
+        short = max(tokens, BLOCK_TOKENS) * shape.kv_bytes_per_token - usable
+        raise InputError(
+            f"KV cache of {tokens} tokens: {short / 1e9:.1f} GB more than the {usable / 1e9:.1f} GB that are free"
+        )
+    return -(-tokens // BLOCK_TOKENS)
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU in huge pages that the system allocates when they are first written.
+
+    Blocks are scattered over the cache: with pages of 4 KB, looking up their addresses takes longer than reading them.
     """
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)

@@ -1,9 +1,9 @@
-"""A request on its way through the engine: what the caller sees of it, its tokens, and its text as it grows.
+"""A request in the engine: its output, its tokens, and the incremental detokenization of its text.
 
-Text is decoded a few tokens at a time. A token may be part of a character only, and a decoder may treat the first
-token of a text in its own way (SentencePiece drops its leading space), so new tokens are decoded together with
-those just before them, and what these gave alone is taken off. What may still change is held back: half a
-character, and the beginning of what may become a stop string.
+Text is decoded a few tokens at a time. A token may be only part of a character, and a decoder may treat the first
+token of a text specially (SentencePiece drops its leading space), so new tokens are decoded together with those just
+before them, and the text of these is removed. What may still change is held back: part of a character, and the
+beginning of a possible stop string.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ _HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass
 class RequestMetrics:
-    """Times of a request (seconds of `time.perf_counter`), and counts of the scheduler."""
+    """Times of a request, in seconds of `time.perf_counter`, and counts of the scheduler."""
 
     arrived_s: float
     first_token_s: float | None = None
     finished_s: float | None = None
     cached_tokens: int = 0
     preemptions: int = 0
-    draft_tokens: int = 0  # guessed by prompt lookup
-    kept_draft_tokens: int = 0  # and right
+    draft_tokens: int = 0  # drafted by prompt lookup
+    kept_draft_tokens: int = 0  # of them accepted
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Share of drafted tokens that were accepted; None without drafts."""
+        """Share of the drafted tokens that were accepted; None without drafts."""
         return self.kept_draft_tokens / self.draft_tokens if self.draft_tokens else None
 
 
 @dataclass
 class RequestOutput:
-    """A request with its output so far.
+    """Output of a request so far.
 
-    `finish_reason` is "stop", "length", "timeout", "cancelled", or None while it runs. `text` is filled in when the
-    request finishes; while it runs too, if it streams or has stop strings: then it only ever grows. `logprobs`
-    has an entry per token, and `cumulative_logprob` is their sum, if the request asked for them. With n > 1
-    `others` are the second to the last sample, each an output with a request id of its own.
+    `finish_reason` is "stop", "length", "timeout", "cancelled", or None while it runs. `text` is set when the request
+    finishes; before that too, if it streams or has stop strings: then it only grows. `logprobs` has an entry per token,
+    and `cumulative_logprob` is their sum, if requested. With n > 1 `others` are the second to the last sample, each an
+    output with a request id of its own.
     """
 
     request_id: int
@@ -65,7 +65,7 @@ class RequestOutput:
 
 
 class Generation:
-    """One output being generated: the scheduler's request, the sampling state and the caller's output together."""
+    """One output in progress: its request in the scheduler, its sampling state and its output."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Generation:
         self._reads = streams or bool(self.params.stop)
 
     def draft(self, most: int) -> None:
-        """Guess up to `most` tokens for the next step, if it is a decode."""
+        """Draft up to `most` tokens for the next step, if it is a decode."""
         request = self.request
         if self.state.json_answer is not None:
             return  # what may follow a guess is not known before it is taken
@@ -102,7 +102,7 @@ class Generation:
             request.draft_tokens = len(self._drafts)
 
     def tokens(self, chunk: Chunk) -> list[int]:
-        """The token ids of a chunk of the prompt, of what was produced, and of what is guessed."""
+        """Token ids of a chunk, of prompt, output and drafts."""
         start, end, prompt = chunk.start, chunk.start + chunk.tokens, self.output.prompt_token_ids
         if end <= len(prompt):
             return prompt[start:end]
@@ -111,7 +111,7 @@ class Generation:
         return (prompt + self.output.token_ids + self._drafts)[start:end]
 
     def states(self, chunk: Chunk) -> list[SamplingState]:
-        """What each token that the chunk may produce is sampled by: after the last known one, after each draft."""
+        """Sampling state of each token that the chunk may produce: after the last known token, and after each draft."""
         known = self.state.output_token_ids
         guessed = (
             replace(self.state, output_token_ids=[*known, *self._drafts[: i + 1]])
@@ -120,7 +120,7 @@ class Generation:
         return [self.state, *guessed]
 
     def keep(self, chunk: Chunk, picked: Sequence[int]) -> int:
-        """How many drafts of the chunk are the tokens that were picked in their places."""
+        """How many of the chunk's drafts are accepted: equal to the tokens sampled in their places."""
         drafts = self._drafts[: chunk.request.draft_tokens]
         kept = count_kept(drafts, picked)
         self.output.metrics.draft_tokens += len(drafts)
@@ -128,7 +128,7 @@ class Generation:
         return kept
 
     def append(self, token: int, logprobs: TokenLogprobs | None, now_s: float) -> bool:
-        """Append the next token; True if the request is finished, for any reason."""
+        """Append the next token; True if the request is finished."""
         output = self.output
         output.token_ids.append(token)
         if output.metrics.first_token_s is None:
@@ -149,7 +149,7 @@ class Generation:
         return output.finish_reason is not None
 
     def finish(self, reason: str, now_s: float) -> None:
-        """Close the output: the rest of its text, why it ended, and what the scheduler counted."""
+        """Finish the output: the rest of its text, its finish reason, and the counts of the scheduler."""
         output = self.output
         self._reader.read(output.token_ids, is_last=True)
         output.text = self._reader.text
@@ -160,10 +160,10 @@ class Generation:
 
 
 class TextReader:
-    """The text of a growing list of token ids, up to the first stop string; what it once showed never changes."""
+    """Text of a growing list of token ids, up to the first stop string; text once shown never changes."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = (), min_tokens: int = 0) -> None:
-        """`stops` are not looked for in the text of the first `min_tokens` tokens."""
+        """`stops` are not searched for in the text of the first `min_tokens` tokens."""
         self.text = ""  # that may be shown
         self.stopped = False
         self._tokenizer = tokenizer
@@ -174,7 +174,7 @@ class TextReader:
         self._searched = 0  # characters in which no stop string begins
 
     def read(self, token_ids: list[int], is_last: bool = False) -> None:
-        """Decode the new tokens; at the end also the text held back."""
+        """Decode the new tokens; `is_last`: also what was held back."""
         if self._tokenizer is None or self.stopped:
             return
         context = self._decode(token_ids[self._context : self._read])

@@ -1,4 +1,4 @@
-"""How does attention run over a paged KV cache? On a GPU in Triton, on a processor in C.
+"""Attention over a paged KV cache on a GPU, written in Triton, and on a CPU, written in C.
 
 The modules import triton: import them only where `available` says so. A kernel is compiled at its first call for a
 combination of head size, type and options, so call it once before a CUDA graph is captured.

@@ -1,4 +1,4 @@
-"""Keys and values of a step's tokens, written in place into the paged cache, both in one launch."""
+"""Write the keys and values of a step's tokens into the paged cache, in place and in one launch."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -13,7 +13,9 @@ def write_cache(
     """Write key, value [tokens, kv_heads, head_dim] into keys, values [blocks, block_tokens, kv_heads, head_dim].
 
     slots [tokens] int32 or int64: block · block_tokens + offset of each token; −1 is padding and writes nothing.
-    Raises ValueError where shapes or layouts don't fit.
+
+    Raises:
+        ValueError: shapes or layouts do not match.
     """
     kv_heads, head_dim = keys.shape[2:]
     if not keys.is_contiguous() or not values.is_contiguous() or keys.shape != values.shape:

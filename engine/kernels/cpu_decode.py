@@ -1,7 +1,7 @@
-"""The decode attention of a CPU as machine code: `paged_decode.c`, compiled here, for this processor and model.
+"""Decode attention on a CPU: `paged_decode.c`, compiled on this machine for its processor and the model.
 
-torch has no attention over a paged cache for a CPU: blocks would be copied together first, at several times the bytes.
-On a machine without a C compiler the engine attends by torch, several times slower at long contexts.
+torch has no attention over a paged cache on a CPU: blocks would be copied together first, at several times the bytes.
+Without a C compiler the engine attends by torch, several times slower at long contexts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Kernel = Callable[..., None]
 
 @functools.cache
 def decode_kernel(shared: int, head_dim: int, block_tokens: int, dtype: torch.dtype) -> Kernel | None:
-    """The C function for `shared` query heads per KV head; None without a compiler, or for another number format."""
+    """Compiled function for `shared` query heads per KV head; None without a compiler or for other number formats."""
     if dtype not in _FORMATS:
         return None
     sizes = (f"-DG={shared}", f"-DD={head_dim}", f"-DBLOCK={block_tokens}")

@@ -30,7 +30,7 @@ _MOST_QUERIES = 64  # of one KV head in one tile
 
 @dataclass
 class DecodeWorkspace:
-    """Where splits leave their results; one serves all layers, and every batch of at most as many requests."""
+    """Buffers for the results of the splits; one serves all layers, and every batch of at most as many requests."""
 
     mixed: torch.Tensor  # [requests, heads, splits, head_dim] float32
     weight: torch.Tensor  # [requests, heads, splits] float32: log2 of the sum of weights
@@ -39,7 +39,7 @@ class DecodeWorkspace:
     def allocate(
         cls, requests: int, heads: int, kv_heads: int, head_dim: int, most_tokens: int, device: torch.device
     ) -> "DecodeWorkspace":
-        """For `requests` of at most `most_tokens` each; the number of splits is fixed here."""
+        """Allocate for `requests` of at most `most_tokens` each; fixes the number of splits."""
         shape = (requests, heads, decode_splits(requests, heads, kv_heads, most_tokens, device))
         return cls(
             torch.empty(*shape, head_dim, dtype=torch.float32, device=device),
@@ -48,7 +48,7 @@ class DecodeWorkspace:
 
 
 def decode_splits(requests: int, heads: int, kv_heads: int, most_tokens: int, device: torch.device) -> int:
-    """Parts in which each context is read, so that the device is full and a full context's part has tokens to read.
+    """Number of splits of each context that fills the device and leaves each split enough tokens to read.
 
     A power of two, because each number is a kernel to compile.
     """
@@ -75,7 +75,10 @@ def paged_decode(
 
     query, out and result [requests, heads, head_dim]; keys, values [blocks, block_tokens, kv_heads, head_dim];
     block_tables [requests, most_blocks] int32; context_lengths [requests] int32, the query's token included, 0 for a
-    row of padding (its result is 0). Lengths stay on the device. Raises ValueError where shapes don't fit.
+    row of padding (its result is 0). Lengths stay on the device.
+
+    Raises:
+        ValueError: shapes do not match.
     """
     requests, heads, head_dim = query.shape
     block_tokens, kv_heads = keys.shape[1:3]

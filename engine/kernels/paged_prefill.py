@@ -38,8 +38,10 @@ def paged_prefill(
     query, out and result [tokens, heads, head_dim]; keys, values [blocks, block_tokens, kv_heads, head_dim];
     block_tables [chunks, most_blocks] int32; first_rows [chunks + 1] int32: chunk i is rows first_rows[i] …
     first_rows[i + 1] of query (none: padding); starts [chunks] int32: tokens in the cache before the chunk;
-    most_tokens: the longest chunk's or more. Rows of no chunk are left as they are in `out`, without it undefined.
-    Raises ValueError where shapes don't fit.
+    most_tokens: length of the longest chunk or more. Rows of no chunk are not written to `out`.
+
+    Raises:
+        ValueError: shapes do not match.
     """
     heads, head_dim = query.shape[1:]
     block_tokens, kv_heads = keys.shape[1:3]

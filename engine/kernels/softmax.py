@@ -23,7 +23,7 @@ LOG2_E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Options:
-    """What a layer's attention does besides softmax(q·kᵀ)·v."""
+    """Options of attention besides softmax(q·kᵀ)·v."""
 
     scaling: float | None = None  # none: head_dim^-1/2
     window: int | None = None  # tokens that a token sees, itself included
@@ -32,7 +32,7 @@ class Options:
     sinks: torch.Tensor | None = None  # [heads]
 
     def constants(self, head_dim: int) -> dict[str, float | int]:
-        """The kernels' arguments: `factor` turns a product into a power of two, or, under a cap, into 2s/softcap."""
+        """Kernel arguments: `factor` turns a product into a power of two, or with a soft cap into 2s/softcap."""
         factor = (self.scaling or head_dim**-0.5) * LOG2_E
         return {
             "factor": factor * 2 / self.softcap if self.softcap else factor,
@@ -47,7 +47,7 @@ PLAIN = Options()
 def check(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tables: torch.Tensor, options: Options
 ) -> None:
-    """Raise ValueError where shapes or layouts are not what the kernels read."""
+    """Raise ValueError if shapes or layouts are not what the kernels read."""
     if keys.shape != values.shape or keys.stride() != values.stride():
         raise ValueError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must be laid out alike")
     if query.shape[2] != keys.shape[3] or query.shape[1] % keys.shape[2]:
@@ -64,7 +64,7 @@ def check(
 
 
 def padded(size: int) -> int:
-    """The power of two, 16 at least, that a tile of `size` takes: tl.dot multiplies no less."""
+    """Smallest power of two, 16 at least, that holds `size`: the dimensions of tl.dot."""
     return max(16, triton.next_power_of_2(size))
 
 
@@ -93,7 +93,7 @@ def attend_tiles(
     ALIBI: tl.constexpr,
     MASKED: tl.constexpr,  # false: every query sees every key from first, a multiple of BLOCK_N away from end
 ):
-    """Let a tile of queries attend to the keys at positions first … end; returns best, total, mixed."""
+    """Attend a tile of queries to the keys at positions first … end; returns best, total, mixed."""
     dims = tl.arange(0, BLOCK_D)
     for tile in range(first, end, BLOCK_N):
         columns = tile + tl.arange(0, BLOCK_N)
@@ -131,7 +131,7 @@ def attend_tiles(
 
 @triton.jit
 def normalised(best, total, mixed, sinks, heads, valid, SINKS: tl.constexpr):
-    """mixed / total, the sinks of `heads` [M] counted in; zero where nothing was seen."""
+    """mixed / total, with the sinks of `heads` [M]; zero for rows that attend to nothing."""
     scale = tl.full(best.shape, 1.0, tl.float32)
     if SINKS:
         sink = tl.load(sinks + heads, mask=valid, other=0.0).to(tl.float32) * 1.4426950408889634

@@ -1,1 +1,1 @@
-"""What replaces a layer of transformers?"""
+"""Which layers of transformers are replaced, and by what?"""

@@ -1,9 +1,9 @@
 """Attention over a paged KV cache, behind transformers' own modelling code.
 
-A step's tokens are packed into one sequence [1, tokens]; transformers calls the function registered here in each
-layer instead of its own attention. New keys and values are written to their slots in the cache; then decoding
-requests attend together, by a compiled kernel or, grouped by length so that little is padded, by torch, and each
-prefill chunk attends to its context and causally to itself. softmax(QKᵀ/√d)V as in Vaswani et al. 2017; grouped
+A step's tokens are packed into one sequence [1, tokens]; each layer of transformers calls the function registered here
+instead of its own attention. New keys and values are written to their slots in the cache. Then all decoding requests
+attend together, by a compiled kernel or by torch, which takes them in groups of similar length to limit padding, and
+each prefill chunk attends to its context and causally to itself. softmax(QKᵀ/√d)V as in Vaswani et al. 2017; grouped
 queries (Ainslie et al. 2023) share keys and values without repeating them.
 """
 
@@ -41,7 +41,7 @@ class PagedCache:
 
 @dataclass
 class DecodeGroup:
-    """Decoding requests of similar length in consecutive rows of the packed batch, each asking for one token."""
+    """Decoding requests of similar length in consecutive rows of the packed batch, one token each."""
 
     first_row: int
     blocks: torch.Tensor | slice  # as `block_rows` gives them
@@ -62,7 +62,7 @@ class PrefillChunk:
 
 @dataclass
 class StepPlan:
-    """Where each token of a packed step is written and what it attends to: decodes first, then prefill chunks."""
+    """Slots and attention of each token of a packed step: decodes first, then prefill chunks."""
 
     cache: PagedCache
     slots: torch.Tensor  # [tokens] slot of each token: block · block_tokens + offset
@@ -85,7 +85,7 @@ class StepPlan:
     def attend(
         self, how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
-        """As the module's `attend`."""
+        """See `attend`."""
         keys, values = self.cache.keys[how.layer], self.cache.values[how.layer]
         real = len(self.slots)  # the runner may have padded the batch
         if real < len(key):
@@ -120,7 +120,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Attention:
-    """What an attention layer asks for besides queries, keys and values."""
+    """Parameters of an attention layer besides queries, keys and values."""
 
     layer: int
     scaling: float | None = None
@@ -130,7 +130,7 @@ class Attention:
 
 
 class AttentionPlan(Protocol):
-    """How the attention layers of one step attend: `StepPlan` in torch, `cuda_graphs.DevicePlan` in Triton."""
+    """Computes the attention of one step: `StepPlan` in torch, `cuda_graphs.DevicePlan` in Triton."""
 
     def attend(
         self, how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -144,7 +144,7 @@ _current: ContextVar[AttentionPlan | None] = ContextVar("step plan", default=Non
 
 @contextmanager
 def attending(plan: AttentionPlan) -> Iterator[None]:
-    """Make `plan` the one that the model's attention layers follow."""
+    """Context in which the model's attention layers follow `plan`."""
     token = _current.set(plan)
     try:
         yield
@@ -155,7 +155,7 @@ def attending(plan: AttentionPlan) -> Iterator[None]:
 def group_decodes(
     tables: Sequence[Sequence[int]], positions: Sequence[int], cache: PagedCache
 ) -> list[DecodeGroup]:
-    """Cut decoding requests, given in order of the length of their block tables, into groups to be run at once."""
+    """Split decoding requests, sorted by the length of their block tables, into groups that are computed together."""
     device = cache.keys[0].device
     most_blocks = len(tables) * max(map(len, tables), default=0)
     if device.type == "cpu":
@@ -182,8 +182,7 @@ def group_decodes(
 
 
 def block_rows(tables: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor | slice:
-    """Block tables [requests, blocks], padded; a single one whose blocks are neighbours as a slice, which needs no
-    copying."""
+    """Block tables [requests, blocks], padded; a single one with consecutive blocks as a slice, which needs no copy."""
     only = tables[0]
     if len(tables) == 1 and only[-1] - only[0] == len(only) - 1 and list(only) == sorted(only):
         return slice(only[0], only[-1] + 1)
@@ -222,8 +221,10 @@ def paged_attention(
 
 
 def attend(how: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Write the step's new keys and values, then attend: query, result [tokens, heads, head_dim], key, value
-    [tokens, kv_heads, head_dim]."""
+    """Write the step's new keys and values, then attend.
+
+    query and result [tokens, heads, head_dim]; key and value [tokens, kv_heads, head_dim].
+    """
     plan = _current.get()
     if plan is None:
         raise RuntimeError("paged attention runs inside engine.layers.attention.attending(plan) only")

@@ -1,13 +1,13 @@
-"""The decoder layer of the Llama family in as few operations as it needs.
+"""The decoder layer of the Llama family in as few operations as possible.
 
 A step of a small model on a CPU spends much of its time between the products: transformers' layer makes some 60 calls
-where 20 do. Served like this are the layers that do exactly
+where 20 suffice. Replaced are layers that compute exactly
 
     h = x + o(attention(rotate(q, k), v)),  (q, k, v) = qkv(norm(x))
     x = h + down(silu(gate) · up),          (gate, up) = gate_up(norm(h))
 
 with RMSNorm (Zhang & Sennrich 2019) and rotary positions (Su et al. 2021): one product for q, k and v, one for gate
-and up, one rotation for q and k. Everything around the layers stays transformers' own.
+and up, one rotation for q and k. Everything around the layers is transformers' own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CLASSES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qw
 
 
 def fuse_layers(model: Any) -> None:
-    """Replace the decoder layers of a model of the family, one by one; leaves any other model alone."""
+    """Replace the decoder layers of a model of this family, one by one; any other model is not changed."""
     for module in list(model.modules()):
         layers = getattr(module, "layers", None)
         if isinstance(layers, torch.nn.ModuleList) and all(_is_served(layer) for layer in layers):
@@ -38,7 +38,7 @@ def _is_served(layer: Any) -> bool:
 
 
 class FusedLayer(torch.nn.Module):
-    """One decoder layer, made from transformers' one."""
+    """One decoder layer, built from transformers'."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class FusedLayer(torch.nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        """hidden_states [1, tokens, hidden], the rotation as `_Rotation` gives it."""
+        """Output of the layer; hidden_states [1, tokens, hidden], the rotation from `_Rotation`."""
         assert position_embeddings is not None
         rows = hidden_states[0]
         mixed = self.qkv(_normalized(self.attention_norm, rows)).view(len(rows), -1, self.head_dim)

@@ -28,7 +28,7 @@ _QUERIES_AND_KEYS = {"qkv", "q_proj", "k_proj", "v_proj", "qkv_proj", "query_key
 
 
 def has_packed_products(tensor: torch.Tensor) -> bool:
-    """Whether oneDNN multiplies tensors of this type on this machine."""
+    """oneDNN multiplies tensors of this type on this machine."""
     if tensor.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if tensor.dtype == torch.bfloat16:
@@ -56,7 +56,7 @@ class PackedLinear(torch.nn.Module):
 
 
 class Int8Linear(torch.nn.Module):
-    """A linear layer with weights of 8 bits and activations rounded to 8 bits per row, or to 15 if `fine`."""
+    """A linear layer with 8-bit weights and activations rounded to 8 bits per row, or to 15 if `fine`."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, fine: bool = False) -> None:
         """`weight` [out, in], `bias` [out] or none."""
@@ -121,10 +121,10 @@ def _to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def prepare_products(model: Any, weights: str | None = None) -> None:
-    """Replace the linear layers of a model, one by one, so that the plain weights go.
+    """Replace the linear layers of a model, one by one, so that the plain weights are freed.
 
-    On a CPU by packed ones; by those with weights "int8" (CPU) or "fp8" (CUDA) where asked for. The vocabulary's
-    product stays in bfloat16 beside fp8.
+    On a CPU by packed ones; with `weights` "int8" (CPU) or "fp8" (CUDA) by quantised ones. The vocabulary projection
+    stays in bfloat16 beside fp8.
     """
     head = model.get_output_embeddings()
     for module in list(model.modules()):
@@ -146,7 +146,7 @@ def _fits_fp8(weight: torch.Tensor) -> bool:
 
 
 def weight_bytes(model: Any, weights: str | None = None) -> int:
-    """What the parameters of a plain model take once its products are prepared with these weights."""
+    """Bytes of a plain model's parameters after `prepare_products` with these weights."""
     plain = sum(parameter.nbytes for parameter in model.parameters())
     if weights is None:
         return plain
@@ -160,7 +160,11 @@ def weight_bytes(model: Any, weights: str | None = None) -> int:
 
 
 def require_weights(dtype: str, device: str) -> None:
-    """Raise an InputError where the device has no products of 8-bit numbers of this kind that can't overflow."""
+    """Check that the device can multiply these 8-bit weights without overflow.
+
+    Raises:
+        InputError: it cannot.
+    """
     if dtype == "int8" and not (device == "cpu" and torch.cpu._is_vnni_supported()):
         raise InputError(
             "dtype 'int8': allowed on a processor with VNNI only; allowed here: float32, bfloat16"
@@ -173,7 +177,7 @@ def require_weights(dtype: str, device: str) -> None:
 
 
 def weight_of(module: torch.nn.Module) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The weight [out, in] and bias of a linear layer; none of anything else."""
+    """Weight [out, in] and bias of a linear layer; None of any other module."""
     from transformers.pytorch_utils import Conv1D
 
     if type(module) is torch.nn.Linear:

@@ -1,1 +1,1 @@
-"""Where do weights and sizes come from?"""
+"""Where do weights, tokenizers and sizes come from?"""

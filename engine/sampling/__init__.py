@@ -1,1 +1,1 @@
-"""How is the next token picked?"""
+"""How is the next token chosen?"""

@@ -1,12 +1,12 @@
-"""Constrained decoding: which tokens keep an answer the prefix of a JSON object that can still be closed in time.
+"""JSON mode: masks of the tokens after which the output can still end as a JSON object within its remaining tokens.
 
-A pushdown automaton reads the answer byte by byte: the grammar of RFC 8259 over UTF-8 (RFC 3629, well-formed only),
-from the opening brace of one object to its closing one. For the state that an answer is in, a walk through the
-vocabulary's trie finds for each token how many bytes would then still be missing to the end, if the shortest way is
-taken, or that the token is not allowed. A token is let through if as many tokens are left as bytes would be missing:
-so every answer of two tokens or more is a whole object, whatever max_tokens is.
+A pushdown automaton reads the output byte by byte: the grammar of RFC 8259 over UTF-8 (RFC 3629, well-formed only),
+from the opening brace of one object to its closing one. For the automaton's state, a walk through the vocabulary's
+trie finds for each token the least number of bytes from there to the end of the object, or that the token is not
+allowed. A token is allowed if at least that many tokens remain: so every output of two tokens or more is a complete
+object, whatever max_tokens is.
 
-Two limits that RFC 8259 leaves to us: containers are at most 64 deep, and numbers at most 32 characters long.
+Two limits that RFC 8259 leaves open: containers are at most 64 deep, and numbers at most 32 characters long.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _COMPLETE = frozenset(("0", "int", "fraction", "exponent"))
 
 
 class GrammarState(NamedTuple):
-    """Position of an answer within a JSON object.
+    """State of the automaton: the position in a JSON object.
 
     `place`: "start", "first key", "key", "colon", "value", "first value", "after", "literal", "number", "string" or
-    "done". `containers`: of the open ones "{" or "[", the outermost first. `part` and `left` say more about a place:
-    a literal's missing bytes; a number's part and length; whether a string is a key, and what an escape or a
-    character of several bytes still needs.
+    "done". `containers`: the open ones, "{" or "[", the outermost first. `part` and `left` are details of a place: the
+    missing bytes of a literal; part and length of a number; whether a string is a key, and the bytes that an escape or
+    a multi-byte character still needs.
     """
 
     place: str
@@ -69,7 +69,7 @@ START = GrammarState("start")
 
 
 def advance(state: GrammarState, byte: int) -> GrammarState | None:
-    """The state after one more byte; None if no JSON object goes on so."""
+    """The state after one more byte; None if the byte is not allowed."""
     place, containers = state.place, state.containers
     if place == "string":
         return _in_string(state, byte)
@@ -105,7 +105,7 @@ def advance(state: GrammarState, byte: int) -> GrammarState | None:
 
 
 def missing_bytes(state: GrammarState) -> int:
-    """Bytes of the shortest way to the end of the object."""
+    """Least number of bytes to the end of the object."""
     place, depth = state.place, len(state.containers)
     if place in ("first key", "first value", "after"):
         return depth
@@ -197,13 +197,16 @@ _PLAIN = re.compile(rb'[^"\\\x00-\x1f]+')
 
 
 class JsonTokens:
-    """The tokens of a vocabulary as pieces of JSON."""
+    """A vocabulary as a trie of bytes, and its JSON masks."""
 
     def __init__(self, token_bytes: Sequence[bytes]) -> None:
-        """`token_bytes`: what each token stands for; nothing for a token that is no text.
+        """Build the trie.
+
+        Args:
+            token_bytes: the bytes of each token; empty for tokens without a text.
 
         Raises:
-            InputError: an object could not always be closed: a byte that it may take is no token.
+            InputError: some byte that an object may need is not a token, so an object could not always be closed.
         """
         self.token_bytes = token_bytes
         missing = _CLOSING - {text[0] for text in token_bytes if len(text) == 1}
@@ -223,7 +226,7 @@ class JsonTokens:
         self._found: OrderedDict[GrammarState, npt.NDArray[np.int16]] = OrderedDict()
 
     def missing_after(self, state: GrammarState) -> npt.NDArray[np.int16]:
-        """For each token, the bytes that are missing to the object's end after it, or `NEVER`; [vocabulary]."""
+        """Least number of bytes to the end of the object after each token, or `NEVER`; [vocabulary]."""
         found = self._found.get(state)
         if found is None:
             found = np.full(len(self.token_bytes), NEVER, np.int16)
@@ -239,18 +242,18 @@ class JsonTokens:
 
 
 class JsonAnswer:
-    """One answer being generated."""
+    """JSON state of one output while it is generated."""
 
     def __init__(self, tokens: JsonTokens, max_tokens: int) -> None:
         self._tokens, self._max_tokens = tokens, max_tokens
         self._state, self._read = START, 0
 
     def is_complete(self, token_ids: Sequence[int]) -> bool:
-        """Whether the answer's tokens are a whole object."""
+        """The output tokens are a complete object."""
         return self._after(token_ids).place == "done"
 
     def forbidden(self, token_ids: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which tokens must not come after an answer's tokens; [vocabulary]."""
+        """Mask of the tokens that are not allowed next; [vocabulary]."""
         left = self._max_tokens - len(token_ids) - 1
         missing = self._tokens.missing_after(self._after(token_ids))
         found = missing > left
@@ -272,7 +275,7 @@ def _insert(node: _Node, token: int, text: bytes) -> None:
 
 
 def _walk(root: _Node, state: GrammarState, found: npt.NDArray[np.int16]) -> None:
-    """Note what is missing after each token that the trie below `root` holds and the state allows."""
+    """Record the missing bytes after each allowed token below `root`."""
     todo = [(root, state)]
     while todo:
         node, here = todo.pop()

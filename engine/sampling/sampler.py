@@ -1,15 +1,14 @@
 """Sampling: the parameters of a request, and one batched draw for all requests of a step.
 
-Models what the sampling parameters of an OpenAI-compatible service mean. A row of logits is changed in this order:
-logit_bias; repetition penalty over prompt and output (Keskar et al. 2019, CTRL); frequency and presence penalties
-over the output; min_tokens; what JSON can't go on with (`engine.sampling.json_grammar`). Then greedy takes the
-highest, and a draw divides by the temperature, keeps the top_k highest, of these the fewest that reach the mass top_p
-(nucleus sampling, Holtzman et al. 2020), and of these the ones that are at least min_p times as likely as the
-likeliest (Nguyen et al. 2024).
+Models the sampling parameters of an OpenAI-compatible service. A row of logits is changed in this order: logit_bias;
+repetition penalty over prompt and output (Keskar et al. 2019, CTRL); frequency and presence penalties over the output;
+min_tokens; JSON mode (`engine.sampling.json_grammar`). Then greedy decoding takes the highest, and a draw divides by
+the temperature, keeps the top_k highest, of these the fewest that reach the probability mass top_p (nucleus sampling,
+Holtzman et al. 2020), and of these the ones at least min_p times as likely as the most likely (Nguyen et al. 2024).
 
-The drawn token is where the cumulative distribution passes a uniform number that depends on the request's key and
-the position in its output alone. So the same seed gives the same tokens whatever shares the batch, and a request
-that is computed again, after a preemption or a rejected guess, draws the same number again.
+The drawn token is where the cumulative distribution exceeds a uniform number that depends only on the request's key
+and the position in its output. So the same seed gives the same tokens whatever else is in the batch, and a request
+that is computed again, after a preemption or a rejected draft, draws the same number again.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ _NUCLEUS_WIDTH_CPU = 1024  # most nuclei are smaller; sorting all of a vocabular
 class SamplingParams:
     """Sampling parameters of a request.
 
-    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave everything in. `n` outputs are sampled for one
-    prompt. With a `seed` a request gives the same tokens whatever else is in the batch. `stop` strings end the
-    text before their first occurrence; `stop_token_ids` and the model's end tokens (unless `ignore_eos`) end it
-    too; none of them does within the first `min_tokens`. Penalties and `logit_bias` (by token id) change the
-    logits, as OpenAI documents them; the repetition penalty is that of transformers. `logprobs` asks for the log
-    probability of each token and of that many likeliest alternatives, by the model's own distribution, before
-    anything above changes it; None is off. With `json_object` the text is a JSON object, whole unless a stop cuts
-    it, and ends with its closing brace.
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 keep all tokens. `n` outputs are sampled for one prompt.
+    With a `seed` a request gives the same tokens whatever else is in the batch. `stop` strings end the text before
+    their first occurrence; `stop_token_ids` and the model's end tokens (unless `ignore_eos`) end it too; none of them
+    within the first `min_tokens`. Penalties and `logit_bias` (by token id) change the logits, as OpenAI documents
+    them; the repetition penalty is that of transformers. `logprobs` requests the log probability of each output token
+    and of that many most likely alternatives, under the model's own distribution before the changes above; None is
+    off. With `json_object` the text is a JSON object, complete unless a stop cuts it, and ends with its closing brace.
 
-    Raises InputError for anything that is not allowed.
+    Raises:
+        InputError: a value that is not allowed.
     """
 
     max_tokens: int = 64
@@ -91,7 +90,7 @@ class SamplingParams:
         self._require("logit_bias", biases, "numbers from -100 to 100 by token id")
 
     def check_vocabulary(self, size: int) -> None:
-        """Raise InputError for token ids that a vocabulary of this size doesn't have."""
+        """Raise InputError for token ids outside a vocabulary of this size."""
         for name in ("stop_token_ids", "logit_bias"):
             for token in getattr(self, name):
                 if token >= size:
@@ -100,7 +99,7 @@ class SamplingParams:
 
     @cached_property
     def changes_logits(self) -> bool:
-        """Whether logits are changed by more than temperature and the cuts after it."""
+        """Logits are changed before temperature and cuts."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
         return bool(penalties or self.logit_bias or self.min_tokens or self.json_object)
 
@@ -111,7 +110,7 @@ class SamplingParams:
 
 @dataclass(slots=True)
 class SamplingState:
-    """State that a request's next token depends on, besides the logits."""
+    """What a request's next token depends on, besides the logits."""
 
     params: SamplingParams
     key: bytes  # of its random numbers (see `random_key`)
@@ -123,7 +122,7 @@ class SamplingState:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log probability (natural) of a token, and of the likeliest ones by token id, the best first."""
+    """Log probabilities (natural) of a token and of the most likely ones, by token id, the best first."""
 
     token_id: int
     logprob: float
@@ -131,7 +130,7 @@ class TokenLogprobs:
 
 
 def sample(logits: torch.Tensor, states: Sequence[SamplingState]) -> list[int]:
-    """The next token of each request, from logits [requests, vocab], which are left as they are."""
+    """Sample the next token of each request, from logits [requests, vocab], which are not changed."""
     changed = [row for row, state in enumerate(states) if state.params.changes_logits]
     drawn = [row for row, state in enumerate(states) if state.params.temperature > 0]
     if changed:
@@ -148,7 +147,7 @@ def sample(logits: torch.Tensor, states: Sequence[SamplingState]) -> list[int]:
 def token_logprobs(
     logits: torch.Tensor, states: Sequence[SamplingState], tokens: Sequence[int]
 ) -> list[TokenLogprobs | None]:
-    """For each request that asks for it, the log probabilities of its token by logits [requests, vocab]."""
+    """Log probabilities of each sampled token by logits [requests, vocab]; None for requests without `logprobs`."""
     found: list[TokenLogprobs | None] = [None] * len(states)
     rows = [row for row, state in enumerate(states) if state.params.logprobs is not None]
     if not rows:
@@ -167,12 +166,12 @@ def token_logprobs(
 
 
 def random_key(*parts: Any) -> bytes:
-    """A key for random numbers that differs wherever one of the parts does."""
+    """A key for random numbers, different whenever one of the parts is."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
 def uniform(key: bytes, position: int) -> float:
-    """The random number of a position, in [0, 1): a keyed hash (BLAKE2b) of the position as generator."""
+    """The uniform number in [0, 1) of a position: a keyed hash (BLAKE2b) of it."""
     drawn = hashlib.blake2b(position.to_bytes(8, "little"), key=key, digest_size=6).digest()
     return int.from_bytes(drawn, "little") / 2**48
 

@@ -1,9 +1,9 @@
-"""Prompt lookup: guess the next tokens from what the text has said before, and check the guesses in one step.
+"""Prompt lookup: draft the next tokens from repetitions in the text, and verify the drafts in one step.
 
-Texts repeat themselves: an answer quotes its prompt, code its names. If the last tokens have stood in the text before,
-what followed them then is the guess (Saxena 2023; checking several guessed tokens in one step is Leviathan et al.
-2023). The step computes the logits after each guess; a guess is kept as long as it is the token that would have been
-picked anyway, so the output is the same with and without.
+Texts repeat themselves: an answer quotes its prompt, code its names. If the last tokens occurred before, the tokens
+that followed them then are the draft (Saxena 2023; verifying several drafted tokens in one step is Leviathan et al.
+2023). The step computes the logits after each draft token, which is accepted as long as it is the token that would
+have been sampled anyway, so the output is the same with and without.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NGRAMS = (4, 3, 2)  # tokens that must have stood there before; the longest mat
 
 
 class PromptLookup:
-    """Where each sequence of a few tokens of a growing text stood last."""
+    """Last position of each short sequence of tokens in a growing text."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
@@ -23,7 +23,7 @@ class PromptLookup:
         self._match: int | None = None  # position after what matches the end of the text
 
     def guess(self, tokens: Sequence[int], most: int) -> list[int]:
-        """`most` tokens that may follow `tokens`, which continue those of the call before; often none."""
+        """Draft up to `most` tokens after `tokens`, which extend those of the last call; often none."""
         for token in tokens[len(self._tokens) :]:
             self._tokens.append(token)
             end = len(self._tokens)
@@ -40,7 +40,7 @@ class PromptLookup:
 
 
 def count_kept(drafts: Sequence[int], picked: Sequence[int]) -> int:
-    """How many of the drafts are the tokens that were picked after the token before them."""
+    """How many drafts are accepted: those equal to the tokens sampled in their places, up to the first that differs."""
     kept = 0
     while kept < len(drafts) and drafts[kept] == picked[kept]:
         kept += 1

@@ -1,8 +1,8 @@
-"""What each token of a vocabulary stands for, in bytes.
+"""Bytes of each token of a vocabulary.
 
-A byte-level vocabulary (GPT-2, Llama 3, Qwen, SmolLM) writes each of the 256 bytes as a printable character: those
-that print stand for themselves, the others for U+0100 onwards in their order. A SentencePiece vocabulary (Llama 2,
-Gemma) writes a space as ▁ and a single byte as <0xE2>. Special tokens stand for no text.
+A byte-level vocabulary (GPT-2, Llama 3, Qwen, SmolLM) writes each of the 256 bytes as a printable character: printable
+bytes as themselves, the others as U+0100 onwards in their order. A SentencePiece vocabulary (Llama 2, Gemma) writes a
+space as ▁ and a single byte as <0xE2>. Special tokens have no bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PRINTS = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 
 
 def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
-    """The bytes of each token id below `vocab_size`; none for special tokens and for ids without a token."""
+    """Bytes of each token id below `vocab_size`; empty for special tokens and for ids without a token."""
     others = [byte for byte in range(256) if byte not in _PRINTS]
     byte_of = {chr(byte): byte for byte in _PRINTS}
     byte_of |= {chr(0x100 + index): byte for index, byte in enumerate(others)}

@@ -1,8 +1,8 @@
-"""Prometheus metrics under vLLM's names and with vLLM's meanings, so that its dashboards work.
+"""Prometheus metrics of the server, with vLLM's names and meanings, so that dashboards for vLLM work.
 
-Names as in vLLM 0.12 (docs.vllm.ai, "Production Metrics"); times in seconds, measured in the engine's thread. The
-engine's thread alone writes; reading while it writes may miss the newest step, never more. Gauges are read from the
-scheduler when asked for. `vllm:num_preemptions` counts a request's preemptions when it ends.
+Names as in vLLM 0.12 (docs.vllm.ai, "Production Metrics"); times in seconds, measured on the engine's thread. Only that
+thread writes; reading at the same time may miss the newest step, never more. Gauges are read from the scheduler on
+request. `vllm:num_preemptions` counts a request's preemptions when it ends.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _COUNTS = (1, 2, 5, 10, 20)
 
 
 class Histogram:
-    """Counts of values by upper bound, with their sum."""
+    """Histogram: counts of values by upper bound, and their sum."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
@@ -62,12 +62,12 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count a value; a value equal to a bound belongs to that bucket."""
+        """Count a value; a bucket includes its upper bound."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts: (upper bound, values up to it), the last bound infinite."""
+        """(upper bound, count of values up to it), the last unbounded."""
         bounds = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return list(zip(bounds, accumulate(self.counts), strict=True))
 
@@ -90,25 +90,25 @@ _HISTOGRAMS = {
 _COUNTERS = {
     "prompt_tokens": "Prompt tokens processed.",
     "generation_tokens": "Generated tokens.",
-    "prefix_cache_queries": "Prompt tokens that were looked for in the prefix cache.",
-    "prefix_cache_hits": "Prompt tokens that were found there.",
-    "num_preemptions": "Times that a request gave its blocks back.",
+    "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
+    "prefix_cache_hits": "Prompt tokens served from the prefix cache.",
+    "num_preemptions": "Preemptions: requests that lost their KV blocks and are computed again.",
 }
 
 
 class Metrics:
-    """Filled by the engine's thread, step by step and request by request."""
+    """Counters and histograms, updated by the engine's thread after each step and each request."""
 
     def __init__(self) -> None:
         self.histograms = {name: Histogram(bounds) for name, (bounds, _) in _HISTOGRAMS.items()}
         self.counters = dict.fromkeys(_COUNTERS, 0)
         self.finished_by_reason = dict.fromkeys(_REASONS.values(), 0)
-        self.step_s = 0.0  # of all steps
-        self._begun_s: dict[int, float] = {}  # when a request was first part of a step
-        self._token_s: dict[int, float] = {}  # when it got its last token
+        self.step_s = 0.0  # sum over all steps
+        self._begun_s: dict[int, float] = {}  # start of its first step, by request id
+        self._token_s: dict[int, float] = {}  # end of its last step, by request id
 
     def stepped(self, step: Step, begun_s: float, ended_s: float) -> None:
-        """Record a step that ran from `begun_s` to `ended_s` (`time.perf_counter`)."""
+        """Count a step that ran from `begun_s` to `ended_s` (`time.perf_counter`)."""
         self.step_s += ended_s - begun_s
         count, last = self.counters, self._token_s
         observe = self.histograms["inter_token_latency_seconds"].observe
@@ -130,7 +130,7 @@ class Metrics:
         self.histograms["iteration_tokens_total"].observe(prompt + sampled)
 
     def finished(self, output: RequestOutput, params: SamplingParams) -> None:
-        """Record a request that ended for any reason."""
+        """Count a request that ended, whatever its finish reason."""
         times, observe = output.metrics, self._observe
         begun_s = self._begun_s.pop(output.request_id, None)
         self._token_s.pop(output.request_id, None)
@@ -157,7 +157,7 @@ class Metrics:
             observe("request_time_per_output_token_seconds", per_token_s)
 
     def exposition(self, llm: LLM) -> bytes:
-        """Everything in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(list(self._families(llm))))
         return generate_latest(registry)
@@ -169,8 +169,8 @@ class Metrics:
         names, labels = ["model_name", "engine"], [llm.shape.name, "0"]
         scheduler, blocks = llm.scheduler, llm.config.num_blocks
         for name, value, meaning in (
-            ("num_requests_running", len(scheduler.running), "Requests that run."),
-            ("num_requests_waiting", len(scheduler.waiting), "Requests that wait."),
+            ("num_requests_running", len(scheduler.running), "Running requests."),
+            ("num_requests_waiting", len(scheduler.waiting), "Waiting requests."),
             ("kv_cache_usage_perc", 1 - scheduler.free_blocks / blocks, "Share of the KV blocks in use; 1 is all."),
         ):  # fmt: skip
             gauge = GaugeMetricFamily(f"vllm:{name}", meaning, labels=names)
@@ -186,7 +186,7 @@ class Metrics:
             counter.add_metric(labels, self.counters[name])
             yield counter
         done = CounterMetricFamily(
-            "vllm:request_success", "Requests that ended.", labels=[*names, "finished_reason"]
+            "vllm:request_success", "Finished requests.", labels=[*names, "finished_reason"]
         )
         for reason, count in self.finished_by_reason.items():
             done.add_metric([*labels, reason], count)
@@ -196,13 +196,15 @@ class Metrics:
             seen = self.histograms[name]
             histogram.add_metric(labels, buckets=seen.buckets(), sum_value=seen.sum)
             yield histogram
-        busy = CounterMetricFamily("flywheel:engine_busy_seconds", "Time of all steps.", labels=names)
+        busy = CounterMetricFamily(
+            "flywheel:engine_busy_seconds", "Total time of engine steps.", labels=names
+        )
         busy.add_metric(labels, self.step_s)
         yield busy
 
 
 class _Collected:
-    """Collector of the metric families for prometheus_client."""
+    """Collector of these metrics for prometheus_client."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

@@ -1,9 +1,9 @@
-"""Limits of an API key: requests and tokens per minute, and a budget per month.
+"""Limits of a key: requests and tokens per minute, and a budget per month.
 
-The limits per minute are token buckets (Turner 1986, "New directions in communications"): a bucket of a minute's
-allowance that refills evenly, so a key may burst up to a minute's worth and never exceeds the rate in the long run. A
-request first takes its prompt and all tokens that it may produce, and gives back what it did not use. The budget is
-compared with what the meter has written; requests under way are not in it, so a key may pass its budget by those.
+The limits per minute are token buckets (Turner 1986, "New directions in communications"): a bucket holds a minute's
+allowance and refills evenly, so a key may burst up to a minute's worth and never exceeds the rate in the long run. A
+request first takes its prompt and all tokens that it may produce, and gives back those that it did not use. The budget
+is compared with what the meter has written; requests in progress are not in it, so a key may exceed its budget by them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from engine.usage.meter import Meter, TokenPrices
 
 @dataclass
 class TokenBucket:
-    """Token bucket that refills at `per_minute` units per minute and starts full."""
+    """Token bucket of `per_minute` units that refills at that rate."""
 
     per_minute: int
     level: float
     at_s: float
 
     def refill(self, now_s: float) -> None:
-        """Refill up to the time `now_s`."""
+        """Add what was gained until `now_s`."""
         gained = (now_s - self.at_s) * self.per_minute / 60
         self.level, self.at_s = min(self.level + gained, float(self.per_minute)), now_s
 
     def wait_s(self, amount: float) -> float:
-        """Seconds until `amount` units are available; 0: now."""
+        """Seconds until the bucket holds `amount`; 0: it does."""
         return max(amount - self.level, 0.0) * 60 / self.per_minute
 
     @property
@@ -42,23 +42,26 @@ class TokenBucket:
 
 
 class Limits:
-    """Rate limits and budgets of all keys; used on the event loop only."""
+    """Rate limits and budgets of all keys; used on the event loop alone."""
 
     def __init__(
         self, meter: Meter | None = None, prices_of: Callable[[str | None], TokenPrices | None] | None = None
     ) -> None:
-        """`prices_of` a plan: what a budget is spent at; None: the measured cost."""
+        """`prices_of`: prices of a plan, at which budgets are spent; None: the measured cost."""
         self._meter = meter
         self._prices_of = prices_of or (lambda plan: None)
         self._buckets: dict[tuple[str, str], TokenBucket] = {}
 
     def take(self, key: ApiKey, prompt_tokens: int, most_tokens: int) -> tuple[int, dict[str, str]]:
-        """Take one request and the most tokens that it may use; gives what was taken, and the x-ratelimit headers.
+        """Take one request and the most tokens that it may use.
 
-        A request that may use more than a minute's allowance waits for a full bucket, and owes what it uses beyond.
+        A request that may use more than a minute's allowance needs a full bucket; tokens beyond it are owed.
+
+        Returns:
+            (tokens taken, x-ratelimit headers).
 
         Raises:
-            ApiError: 429, with Retry-After.
+            ApiError: 429 with Retry-After, a limit is exceeded; without it, the prompt alone exceeds the limit.
         """
         now_s = time.monotonic()
         limit = key.tokens_per_minute
@@ -87,14 +90,14 @@ class Limits:
         return tokens, self.headers(key)
 
     def give_back(self, key: ApiKey, tokens: int, requests: int = 0) -> None:
-        """Return the unused part of a reservation; negative if the request used more."""
+        """Return the tokens and requests that were taken and not used; negative if more were used."""
         for what, amount in (("tokens", tokens), ("requests", requests)):
             bucket = self._buckets.get((key.key_id, what))
             if bucket is not None:
                 bucket.level = min(bucket.level + amount, float(bucket.per_minute))
 
     def headers(self, key: ApiKey) -> dict[str, str]:
-        """x-ratelimit headers of the key's limits, as OpenAI's API sends them."""
+        """OpenAI's x-ratelimit headers for the limits of a key."""
         now_s = time.monotonic()
         found: dict[str, str] = {}
         for what, limit in (("requests", key.requests_per_minute), ("tokens", key.tokens_per_minute)):
@@ -106,10 +109,11 @@ class Limits:
         return found
 
     def require_budget(self, key: ApiKey) -> None:
-        """Reads the meter, so not on the event loop.
+        """Check the budget of this month; reads the database, so not to be called on the event loop.
 
         Raises:
-            ApiError: 429, the month's budget is spent.
+            ApiError: 429, the budget is spent.
+            UsageDatabaseError: the database cannot be read.
         """
         budget = key.budget_micro_usd_per_month
         if budget is None or self._meter is None:

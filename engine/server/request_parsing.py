@@ -21,8 +21,8 @@ from engine.server.lifecycle import RequestLifecycle
 from engine.server.responses import Vocabulary
 
 _T = TypeVar("_T")
-_CHARACTERS_PER_TOKEN = 8  # of a text with more, a part tells first whether it can fit
-_CUT_TOKENS = 64  # more than a cut in the midst of a text adds
+_CHARACTERS_PER_TOKEN = 8  # of a text with more, a part is tokenized first, to see whether it can fit
+_CUT_TOKENS = 64  # more than a cut in the middle of a text adds
 
 
 @dataclass
@@ -80,7 +80,10 @@ class ServedModel:
             )  # fmt: skip
 
     def encode(self, text: str, special: bool, refuses: bool = True) -> list[int]:
-        """Token ids of a text; `refuses` one that is far too long before all of it is read."""
+        """Token ids of a text.
+
+        `refuses`: raise ApiError 400 for a text that is far too long before all of it is tokenized.
+        """
         tokenizer = self.require_tokenizer().tokenizer
         part = text[: _CHARACTERS_PER_TOKEN * self.longest]
         if refuses and len(part) < len(text):

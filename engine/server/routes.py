@@ -50,7 +50,7 @@ def make_app(service: ServedModel) -> FastAPI:
 
 
 def _add_operation(app: FastAPI, service: ServedModel) -> None:
-    """What an operator asks: health, readiness, metrics."""
+    """Health, readiness and metrics."""
 
     @app.get("/health", response_model=schema.Status, responses={500: {"model": schema.Error}})
     async def health() -> Response:
@@ -79,7 +79,7 @@ def _add_operation(app: FastAPI, service: ServedModel) -> None:
 
 
 def _add_models(app: FastAPI, service: ServedModel, keyed: dict[str, Any]) -> None:
-    """Which model is served."""
+    """Description of the served model."""
 
     @app.get("/v1/models", response_model=schema.Models, **keyed)
     async def models() -> Response:
@@ -216,7 +216,7 @@ async def _answer(
     text: str,
     request: Request,
 ) -> Response:
-    """Run a request, and answer whole or as a stream."""
+    """Run a request and respond, whole or as a stream."""
     context: RequestContext = request.state.context
     if service.log_prompts:
         context.prompt = text

@@ -1,8 +1,7 @@
-"""The bodies that the server takes and gives, as OpenAI's API describes them.
+"""Request and response bodies, as OpenAI's API describes them.
 
-What is not written here is refused by name, so that nothing a client asks for is dropped in silence. Beyond OpenAI's
-there are vLLM's fields for what this engine's sampling has: top_k, min_p, repetition_penalty, min_tokens,
-stop_token_ids, ignore_eos.
+An unknown field is refused by name: no parameter is ignored in silence. Beyond OpenAI's fields there are vLLM's for
+this engine's sampling: top_k, min_p, repetition_penalty, min_tokens, stop_token_ids, ignore_eos.
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ _Prompts = (
 
 
 class Body(BaseModel):
-    """Fields common to all requests."""
+    """Fields that all requests share."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     model: str | None = Field(None, description="Name of the served model; optional.")
     user: str | None = Field(
-        None, max_length=256, description="Identifier of the end user; stored with texts."
+        None, max_length=256, description="Your name for the end user; stored with the request."
     )
 
 
 class StreamOptions(BaseModel):
-    """Options of a streamed response."""
+    """Options of a streaming response."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    include_usage: bool = False
+    include_usage: bool = Field(default=False, description="Send the token usage in a last chunk.")
     continuous_usage_stats: bool = Field(
         default=False,
-        description="Include the usage so far in each chunk, and send a chunk per token, even without text.",
+        description="Send the usage so far in every chunk, and a chunk for every token, even without text.",
     )
 
 
 class ResponseFormat(BaseModel):
-    """Response format; json_object constrains decoding to a JSON object."""
+    """Format of the answer; `json_object` guarantees a JSON object, by constrained decoding."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -55,42 +54,69 @@ class ResponseFormat(BaseModel):
 
 
 class Sampling(Body):
-    """Sampling parameters; null means the default."""
+    """Sampling parameters; null selects the default."""
 
-    stream: bool | None = False
+    stream: bool | None = Field(
+        False, description="Send the answer as server-sent events while it is generated."
+    )
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(1.0, ge=0, le=2)
-    top_p: float | None = Field(1.0, gt=0, le=1)
-    n: int | None = Field(1, ge=1, le=128)
-    stop: _Text | Annotated[list[_Text], Field(max_length=MOST_STOPS)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    temperature: float | None = Field(
+        1.0, ge=0, le=2, description="Softmax temperature; 0 always picks the most likely token."
+    )
+    top_p: float | None = Field(
+        1.0, gt=0, le=1, description="Sample from the most likely tokens with this total probability."
+    )
+    n: int | None = Field(1, ge=1, le=128, description="Answers per prompt.")
+    stop: _Text | Annotated[list[_Text], Field(max_length=MOST_STOPS)] | None = Field(
+        None, description="Texts that end the answer; they are not part of it."
+    )
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="The same seed and request give the same answer."
+    )
+    presence_penalty: float | None = Field(
+        0.0, ge=-2, le=2, description="Subtracted from the logit of every token that was generated before."
+    )
+    frequency_penalty: float | None = Field(
+        0.0, ge=-2, le=2, description="Subtracted from a token's logit for each time it was generated before."
+    )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Bias added to the logits, by token id."
+        None, description="Added to the logits of these token ids."
     )
     response_format: ResponseFormat | None = None
-    store: bool | None = Field(None, description="Allow the operator to store the prompt.")
+    store: bool | None = Field(None, description="Allow the server's owner to store the prompt.")
     metadata: dict[str, str] | None = Field(None, description="Accepted and ignored.")
-    top_k: int | None = Field(0, ge=0, description="Sample from the k most likely tokens; 0: all.")
-    min_p: float | None = Field(0.0, ge=0, le=1)
-    repetition_penalty: float | None = Field(1.0, gt=0, le=10)
-    min_tokens: int | None = Field(0, ge=0)
-    stop_token_ids: list[_TokenId] | None = Field(None, max_length=64)
-    ignore_eos: bool | None = False
+    top_k: int | None = Field(0, ge=0, description="Sample from this many most likely tokens; 0: from all.")
+    min_p: float | None = Field(
+        0.0, ge=0, le=1, description="Least probability of a token, relative to that of the most likely one."
+    )
+    repetition_penalty: float | None = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="Divides positive logits of tokens seen before and multiplies negative ones.",
+    )
+    min_tokens: int | None = Field(0, ge=0, description="Tokens generated before the answer may end.")
+    stop_token_ids: list[_TokenId] | None = Field(
+        None, max_length=64, description="Token ids that end the answer."
+    )
+    ignore_eos: bool | None = Field(
+        False, description="Generate past the end-of-sequence token, up to max_tokens."
+    )
 
 
 class CompletionBody(Sampling):
     """Request body of POST /v1/completions."""
 
-    prompt: _Prompts = Field(description="Text, token ids, or a list of either.")
-    max_tokens: int | None = Field(16, ge=1)
-    echo: bool | None = False
-    logprobs: int | None = Field(None, ge=0, le=5)
+    prompt: _Prompts = Field(description="A text, token ids, or a list of either.")
+    max_tokens: int | None = Field(16, ge=1, description="Most tokens to generate.")
+    echo: bool | None = Field(False, description="Begin each answer with its prompt.")
+    logprobs: int | None = Field(
+        None, ge=0, le=5, description="Most likely alternatives per token to report with log probabilities."
+    )
 
 
 class TextPart(BaseModel):
-    """Part of a message; text is the only supported type."""
+    """Text part of a message, the only kind that is supported."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -109,7 +135,7 @@ class ChatMessage(BaseModel):
 
     @property
     def text(self) -> str:
-        """All parts of the content as one text."""
+        """The content as one text."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content)
@@ -123,27 +149,33 @@ class ChatBody(Sampling):
 
     messages: _Messages
     max_tokens: int | None = Field(
-        None, ge=1, description="Maximum output tokens; default: the rest of the context."
+        None, ge=1, description="Most tokens to generate; default: what the context has room for."
     )
-    max_completion_tokens: int | None = Field(None, ge=1, description="Alias of max_tokens.")
-    logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="OpenAI's newer name of max_tokens; takes precedence."
+    )
+    logprobs: bool | None = Field(False, description="Report the log probability of each output token.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="Most likely alternatives per token to report; needs logprobs."
+    )
 
 
 class EmbeddingBody(Body):
     """Request body of POST /v1/embeddings."""
 
-    input: _Prompts
-    encoding_format: Literal["float", "base64"] | None = "float"
+    input: _Prompts = Field(description="A text, token ids, or a list of either.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        "float", description="base64: of little-endian float32 numbers."
+    )
 
 
 def _only(name: str, other: str) -> dict[str, Any]:
-    """Describe two fields of which exactly one is given; the other is null or omitted."""
+    """JSON schema: field `name` is given, and `other` is null or missing."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}, other: {"type": "null"}}}
 
 
 class TokenizeBody(Body):
-    """Request body of POST /tokenize: either a prompt or messages."""
+    """Request body of POST /tokenize: either a prompt or the messages of a conversation."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [_only("prompt", "messages"), _only("messages", "prompt")]}
@@ -151,7 +183,10 @@ class TokenizeBody(Body):
 
     prompt: str | None = None
     messages: _Messages | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool = Field(
+        default=True,
+        description="Add the tokenizer's special tokens to a prompt; messages have the template's.",
+    )
 
 
 class DetokenizeBody(Body):
@@ -164,13 +199,13 @@ class ErrorDetail(BaseModel):
     """Details of an error."""
 
     message: str
-    type: str
-    param: str | None
-    code: str | None
+    type: str = Field(description="Kind of the error, for example invalid_request_error or rate_limit_error.")
+    param: str | None = Field(description="Parameter that is wrong.")
+    code: str | None = Field(description="Machine-readable reason, for example context_length_exceeded.")
 
 
 class Error(BaseModel):
-    """Error response body."""
+    """Error response, as OpenAI's API sends it."""
 
     error: ErrorDetail
 
@@ -178,11 +213,11 @@ class Error(BaseModel):
 class PromptDetails(BaseModel):
     """Breakdown of the prompt tokens."""
 
-    cached_tokens: int
+    cached_tokens: int = Field(description="Prompt tokens served from the prefix cache.")
 
 
 class CompletionUsage(BaseModel):
-    """Token usage of a request."""
+    """Token usage of a request; the prompt counts once, whatever n is."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -196,11 +231,11 @@ class CompletionLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]] | None
-    text_offset: list[int]
+    text_offset: list[int] = Field(description="Position of each token in the text, in characters.")
 
 
 class CompletionChoice(BaseModel):
-    """Generated choice."""
+    """Generated text of one sample."""
 
     index: int
     text: str
@@ -209,7 +244,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """Response body of /v1/completions."""
+    """Response of POST /v1/completions."""
 
     id: str
     object: Literal["text_completion"]
@@ -220,15 +255,15 @@ class Completion(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """Candidate token at one position."""
+    """Log probability of a token."""
 
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int] | None = Field(description="UTF-8 bytes of the token; null for special tokens.")
 
 
 class TokenLogprob(TopLogprob):
-    """Log probability of an output token, with the most likely candidates."""
+    """Log probabilities of an output token and of its most likely alternatives."""
 
     top_logprobs: list[TopLogprob]
 
@@ -247,7 +282,7 @@ class ChatAnswer(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """Generated choice."""
+    """Generated message of one sample."""
 
     index: int
     message: ChatAnswer
@@ -256,7 +291,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """Response body of /v1/chat/completions."""
+    """Response of POST /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"]
@@ -273,33 +308,33 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
-    max_model_len: int
+    max_model_len: int = Field(description="Most tokens of a request, prompt and output together.")
 
 
 class Models(BaseModel):
-    """All served models."""
+    """List of the served models."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Embedding(BaseModel):
-    """Embedding of one input, as numbers or as base64 of little-endian float32."""
+    """Embedding of one input."""
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
 
 
 class EmbeddingUsage(BaseModel):
-    """Token usage of an embeddings request."""
+    """Token usage of an embedding request."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Embeddings(BaseModel):
-    """Response body of /v1/embeddings."""
+    """Response of POST /v1/embeddings."""
 
     object: Literal["list"]
     model: str
@@ -308,30 +343,30 @@ class Embeddings(BaseModel):
 
 
 class Tokens(BaseModel):
-    """Response body of /tokenize."""
+    """Response of POST /tokenize."""
 
     count: int
-    max_model_len: int
+    max_model_len: int = Field(description="Most tokens of a request, prompt and output together.")
     tokens: list[int]
 
 
 class Detokenized(BaseModel):
-    """Response body of /detokenize."""
+    """Response of POST /detokenize."""
 
     prompt: str
 
 
 class Status(BaseModel):
-    """Status of the server."""
+    """Health status."""
 
     status: str
 
 
 def describe_responses(*statuses: int, stream: bool = False) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI description of a route's error responses and, with `stream`, of its event stream."""
+    """Responses of a route for its OpenAPI description: these errors and, if it can stream, the event stream."""
     found: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in statuses}
     if stream:
-        # Of each event, as OpenAPI 3.1 has it.
+        # The schema of one event, as OpenAPI 3.1 describes streams.
         event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
         found[200] = {"content": {"text/event-stream": {"schema": event}}}
     return found

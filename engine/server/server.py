@@ -1,8 +1,8 @@
-"""Start, run, drain and stop: the server as a process of its own, or on a thread inside another program.
+"""Start, run, drain and stop the server: as a process of its own, or on a thread inside another program.
 
-While the model is loaded the server already answers /health; /ready says when it takes requests. On SIGTERM or SIGINT
-it takes no more, finishes what is under way up to a limit of time, and ends with status 0; a second signal ends it
-at once. The soft limit of open files is raised to the hard one: each connection is one.
+While the model is loaded the server already answers /health; /ready says when it accepts requests. On SIGTERM or
+SIGINT it accepts no more, finishes those in progress within a time limit, and exits with status 0; a second signal
+ends it at once. The soft limit of open files is raised to the hard one: each connection is an open file.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0: a free one
-    model: str | None = None  # name to be served under; None: the model's own
+    model: str | None = None  # name for clients; None: the model's own
     queue: int = 256  # samples that may wait beside those that run
     max_body_bytes: int = 1 << 20
     max_output_tokens: int | None = None  # of one answer; None: what the context has room for
     request_timeout_s: float = 600.0
-    drain_s: float = 30.0  # for what is under way when it is told to stop
+    drain_s: float = 30.0  # for requests in progress when the server stops
     keep_alive_s: int = 75  # an idle connection is closed after
     log_prompts: bool = False
     price_usd_per_hour: float = 0.0  # of the machine
@@ -79,16 +79,16 @@ class Server:
         """Bind the port.
 
         Args:
-            llm: a loaded model, or what loads one (then with the `name` that it is served under).
-            config: how to run.
-            name: what the model is called; None: what `llm` says.
-            keys: required with each request; None: no key is required.
+            llm: a loaded model, or a function that loads one (then `name` is required).
+            config: settings; None: the defaults.
+            name: the model's name for clients; None: its own.
+            keys: API keys, of which each request needs one; None: no key is required.
             meter: records the usage of each request; None: it is not recorded.
-            prices_of: the prices of a key's plan, that its budget is spent at; None: the measured cost.
-            on_served: told of each finished request; texts only of those that said `"store": true`.
+            prices_of: prices of a key's plan, at which its budget is spent; None: the measured cost.
+            on_served: called with each finished request; with its text only if it has `"store": true`.
 
         Raises:
-            InputError: the port is taken, or the host is none of this machine's.
+            InputError: the port is taken, or the host is not an address of this machine.
         """
         self.config = config or ServerConfig()
         model = self.config.model or name or (llm.shape.name if isinstance(llm, LLM) else None)
@@ -138,7 +138,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Base address, without a slash at the end."""
+        """Base URL, without a trailing slash."""
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -182,7 +182,7 @@ class Server:
             self._failed = error
 
     def _run(self, serving: Coroutine[Any, Any, None]) -> None:
-        """In the event loop that uvicorn would take: uvloop, where it is installed."""
+        """Run in the event loop that uvicorn prefers: uvloop, where it is installed."""
         with asyncio.Runner(loop_factory=self._uvicorn.config.get_loop_factory()) as runner:
             runner.run(serving)
 
@@ -209,7 +209,7 @@ class Server:
                     if not self._middleware.active or loop.time() - drained_at > self.config.drain_s:
                         break
         finally:
-            # What still runs is told so and ends; then the connections are closed.
+            # Unfinished requests end with an error; then the connections are closed.
             await asyncio.to_thread(self.engine.stop)
             self._uvicorn.should_exit = True
             await serving
@@ -223,11 +223,11 @@ class Server:
 
 
 class _Quiet(uvicorn.Server):
-    """uvicorn without signal handlers of its own: it would end by the signal, not with status 0."""
+    """uvicorn without its signal handlers, which end the process by the signal, not with status 0."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
+        """Install no signal handlers."""
         yield
 
 
@@ -242,7 +242,7 @@ def raise_file_limit() -> None:
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol by name: event loops turn Nagle's waiting off (40 ms an answer) only where a socket tells it.
+    # The protocol by name: event loops turn Nagle's waiting off (40 ms an answer) only where a socket names it.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,1 +1,1 @@
-"""Who was served what? Keys, the meter and its durable database."""
+"""What was served to which key? API keys, the meter and its durable database."""

@@ -1,10 +1,10 @@
-"""API keys: their limits and plans; only a hash of the secret is stored.
+"""API keys: their limits, priority and plan; the secret itself is stored nowhere.
 
 Models the credentials that a provider hands to customers. A secret is 256 random bits, shown once; the database holds
-its SHA-256. A slow salted hash (bcrypt, argon2) exists to make guessing of what people choose expensive; nobody
-guesses 256 random bits, and a fast hash lets each request be checked (NIST SP 800-63B, 5.1.1.2 and 5.1.2.2: secrets of
-112 bits and more need only an approved one-way function). A key is looked up by that hash: how long the look-up takes
-tells about a hash that the asker can't steer, so there is no timing to learn a secret from.
+its SHA-256. A slow salted hash (bcrypt, argon2) makes it expensive to guess passwords that people choose; 256 random
+bits cannot be guessed, and a fast hash lets each request be checked (NIST SP 800-63B, 5.1.1.2 and 5.1.2.2: secrets of
+112 bits and more need only an approved one-way function). A key is looked up by that hash; the time of the look-up
+depends on the hash, which an attacker cannot choose, so it reveals nothing of a secret.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REMEMBERED = 10_000  # keys
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key without its secret. Times are unix [s]; a limit of None is no limit."""
+    """A key without its secret. Times are Unix times [s]; a limit of None is no limit."""
 
     key_id: str
     prefix: str  # first letters of the secret, to recognise it by
@@ -47,23 +47,23 @@ class ApiKey:
 
     @property
     def ends_s(self) -> float:
-        """Unix time at which the key expires or was revoked; inf: never."""
+        """When it expires or was revoked; inf: never."""
         return min(end for end in (self.expires_at_s, self.revoked_s, math.inf) if end is not None)
 
     def is_good(self, now_s: float) -> bool:
-        """Whether the key is valid at this unix time."""
+        """The key is accepted at this Unix time."""
         return now_s < self.ends_s
 
 
 class ApiKeys:
-    """The keys in a usage database. Safe to use from many threads.
+    """API keys in a usage database. Safe to use from several threads.
 
     Args:
-        url: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; tables are made where they are missing.
-        create: make the tables where they are missing; else refuse a database without them.
+        url: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE.
+        create: create missing tables; else a database without them is refused.
 
     Raises:
-        UsageDatabaseError: here and in every method, the database can't be opened, read or written.
+        UsageDatabaseError: here and in every method, the database cannot be opened, read or written.
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, create: bool = True) -> None:
@@ -82,20 +82,20 @@ class ApiKeys:
         priority: int = 0,
         expires_at: float | None = None,
     ) -> tuple[str, str]:
-        """Make a key; gives its id and its secret, which can't be had again.
+        """Create a key; returns (its id, its secret), and the secret cannot be read again.
 
         Args:
             name: what the key is for.
-            customer: who pays; an invoice is written per customer.
+            customer: who pays; there is one invoice per customer.
             plan: a plan of the scenario that bills ("developers", "enterprise/committed").
             requests_per_minute: limit of requests; None: none.
             tokens_per_minute: limit of prompt and output tokens; None: none.
             budget_usd_per_month: limit of spending; None: none.
             priority: higher is served first.
-            expires_at: unix time [s] from which it is refused; None: never.
+            expires_at: Unix time [s] from which it is refused; None: never.
 
         Raises:
-            InputError: an empty name, a limit that is not positive, a time that has passed.
+            InputError: an empty name, a limit that is not positive, or a time in the past.
         """
         for what, text in (("name", name), ("customer", customer), ("plan", plan)):
             if what != "plan" or text is not None:
@@ -135,9 +135,9 @@ class ApiKeys:
         return key.key_id, secret
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key with this secret; None when there is none, or it is revoked or expired.
+        """The key with this secret; None if there is none, or it is revoked or expired.
 
-        Fast enough for every request: a key is read again after `FRESH_S`, and at once when this object revoked it.
+        Cached for `FRESH_S`, so fast enough for every request; a key that this object revoked is refused at once.
         """
         if not secret.startswith(_MARK):
             return None
@@ -146,7 +146,7 @@ class ApiKeys:
         if key is None or time.monotonic() - read_at >= FRESH_S:
             read_at = time.monotonic()
             key = self._read(digest)
-            if key is None:  # not remembered: trying many secrets must not fill the memory
+            if key is None:  # not cached: many guessed secrets must not fill the memory
                 return None
             if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
@@ -154,13 +154,13 @@ class ApiKeys:
         return key if key.is_good(time.time()) else None
 
     def list(self) -> list[ApiKey]:
-        """All keys ever made, oldest first; revoked and expired ones too, because they have to be billed."""
+        """All keys, oldest first, including revoked and expired ones, which are billed too."""
         query = select(*_COLUMNS).order_by(KEYS.c.created_s, KEYS.c.key_id)
         with naming_the_database(self._engine), self._engine.connect() as connection:
             return [ApiKey(*row) for row in connection.execute(query)]
 
     def revoke(self, key_id: str) -> None:
-        """Refuse a key from now on: here at once, in other processes within `FRESH_S`. Again changes nothing.
+        """Refuse a key from now on: here at once, in other processes within `FRESH_S`. Idempotent.
 
         Raises:
             InputError: no such key.
@@ -173,7 +173,7 @@ class ApiKeys:
         self._seen.clear()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the database connections."""
         self._engine.dispose()
 
     def _read(self, digest: str) -> ApiKey | None:

@@ -1,10 +1,10 @@
-"""The usage database: requests served and API keys; read by the server, the meter and the bill.
+"""The usage database: served requests and API keys; used by the server, the meter and billing.
 
 Models the one store that a company's invoices come from. SQLite in WAL mode by default, PostgreSQL by URL; several
-processes may use either at once. What a commit promises: SQLite runs with `synchronous=FULL`, which syncs the
-write-ahead log at every commit (sqlite.org/pragma.html#pragma_synchronous), and PostgreSQL with `synchronous_commit`
-not off; so what was committed survives the death of the process and of the machine, as far as the disk keeps its
-word about a sync (and, for PostgreSQL, as long as the server's own `fsync` is on).
+processes may use either at once. Durability: SQLite runs with `synchronous=FULL`, which syncs the write-ahead log at
+every commit (sqlite.org/pragma.html#pragma_synchronous), and PostgreSQL with `synchronous_commit` not off; so what was
+committed survives the end of the process and of the machine, as far as the disk honours a sync (and, for PostgreSQL,
+the server's own `fsync` is on).
 """
 
 from __future__ import annotations
@@ -96,15 +96,15 @@ KEYS = Table(
 
 
 class UsageDatabaseError(InputError):
-    """The database can't be opened, read or written: one line with its URL (never its password) and the reason."""
+    """The database cannot be opened, read or written: one line with its URL (never its password) and the reason."""
 
 
 def open_database(url: str, *, create: bool = True) -> Engine:
-    """Connect, and make the tables where they are missing; without `create` nothing is written.
+    """Connect, and create missing tables; without `create` nothing is written.
 
     Raises:
-        UsageDatabaseError: not a URL of SQLite or PostgreSQL, no server answers, or it may not be written; without
-        `create` also when it isn't there or holds no usage.
+        UsageDatabaseError: not a URL of SQLite or PostgreSQL, no server answers there, or it is read-only; without
+            `create` also if it does not exist or has no usage tables.
     """
     parsed = _parse(url)
     sqlite = parsed.get_backend_name() == "sqlite"
@@ -129,16 +129,16 @@ def open_database(url: str, *, create: bool = True) -> Engine:
 
 
 def shown(url: URL) -> str:
-    """A URL as messages show it: without its password."""
+    """A URL for messages, without its password."""
     return url.render_as_string(hide_password=True)
 
 
 @contextmanager
 def naming_the_database(engine: Engine) -> Iterator[None]:
-    """Turn an error of the database into one line that names the database.
+    """Turn errors of the database into one line that names it.
 
     Raises:
-        UsageDatabaseError: the database refused or didn't answer.
+        UsageDatabaseError: the database refused or did not answer.
     """
     try:
         yield
@@ -153,13 +153,13 @@ def naming_the_database(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that writes: it takes SQLite's write lock at its beginning, so that it waits rather than fails."""
+    """A writing transaction; it takes SQLite's write lock at its start, so that it waits instead of failing later."""
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         yield connection
 
 
-def passes(error: BaseException) -> bool:
-    """Whether the same statement may succeed in a moment: a lock, a deadlock, a server that restarts."""
+def is_transient(error: BaseException) -> bool:
+    """The error is transient: a lock, a deadlock, a restarting server; the same statement may succeed in a moment."""
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return True
     reason = getattr(error, "orig", None) or error
@@ -176,7 +176,7 @@ def passes(error: BaseException) -> bool:
 
 
 def month_bounds_s(month: str) -> tuple[float, float]:
-    """Unix time [s] of the first moment of a month, UTC, and of the first after it.
+    """Unix times [s] of the start of a month, UTC, and of the start of the next.
 
     Raises:
         InputError: `month` is not YYYY-MM.
@@ -194,15 +194,15 @@ def month_bounds_s(month: str) -> tuple[float, float]:
 
 
 def month_of(time_s: float) -> str:
-    """The month (YYYY-MM, UTC) that a unix time lies in."""
+    """The month (YYYY-MM, UTC) of a Unix time."""
     return f"{datetime.fromtimestamp(math.floor(time_s), UTC):%Y-%m}"
 
 
 def check_name(what: str, value: object) -> None:
-    """Refuse a name that the database can't store.
+    """Check a name that is to be stored.
 
     Raises:
-        InputError: not a text of 1 to 200 characters, or with control characters or halves of characters in it.
+        InputError: not a text of 1 to 200 characters, or with control characters or lone surrogates in it.
     """
     if not isinstance(value, str) or not 0 < len(value) <= NAME_CHARS:
         raise InputError(f"{what}: found {value!r:.60}, allowed: a text of 1 to {NAME_CHARS} characters")
@@ -214,7 +214,7 @@ def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (exc.ArgumentError, ValueError):
-        # What is no URL can't be told from its password.
+        # Of an invalid URL it is not known which part is the password.
         found = "no URL" if "@" in url else f"{url!r:.100}"
         raise UsageDatabaseError(f"database: found {found}, {_ALLOWED}") from None
     backend = parsed.drivername.partition("+")[0]
@@ -248,7 +248,7 @@ def _start_sqlite(connection: Any, _record: object) -> None:
 
 
 def _start_postgresql(connection: Any, _record: object) -> None:
-    # Somebody may have switched durability off for all sessions; stricter settings than "on" stay.
+    # Durability may be switched off for all sessions; stricter settings than "on" stay.
     with connection.cursor() as cursor:
         cursor.execute("SHOW synchronous_commit")
         if cursor.fetchone()[0] == "off":
@@ -272,7 +272,7 @@ def _make_tables(engine: Engine) -> None:
 
 
 def _switch_to_wal(engine: Engine) -> None:
-    """Set the file's journal mode, which stays with the file; others may be setting it at the same moment."""
+    """Set the file's journal mode, which is stored in the file; other processes may be setting it at the same time."""
     until = time.monotonic() + _BUSY_S
     while True:
         connection = engine.raw_connection()
@@ -280,7 +280,7 @@ def _switch_to_wal(engine: Engine) -> None:
             (mode,) = connection.cursor().execute("PRAGMA journal_mode=WAL").fetchone()
             break
         except engine.dialect.loaded_dbapi.Error as error:
-            if not passes(error) or time.monotonic() > until:
+            if not is_transient(error) or time.monotonic() > until:
                 raise
             time.sleep(0.02)
         finally:

@@ -1,11 +1,11 @@
-"""The meter: each request's usage, durable before the client sees the end of its answer.
+"""The meter: each request's usage, durable before the client sees the end of its response.
 
 Models the metering of a utility. One thread writes; all requests that came in while it wrote the last ones share the
 next transaction (group commit, DeWitt et al. 1984, "Implementation techniques for main memory database systems"), so
-that a sync of the disk is paid per group, not per request. A request id counts once, however often it is submitted:
-who isn't sure that a request was counted submits it again. What a done future promises stands in
-`engine.usage.database`: the usage survives `kill -9` and a loss of power. `Served` is what the usage log keeps for the
-owner of the server.
+that a sync of the disk is paid per group, not per request. A request id counts once, however often it is submitted: a
+request that may not have been counted can be submitted again. A finished future promises what `engine.usage.database`
+says of a commit: the usage survives `kill -9` and a loss of power. `Served` is an entry of the usage log for the owner
+of the server.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from engine.usage.database import (
     REQUESTS,
     UsageDatabaseError,
     check_name,
+    is_transient,
     month_bounds_s,
     month_of,
     naming_the_database,
     open_database,
-    passes,
     writing,
 )
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Served:
-    """One line of the usage log; `text` is what the user sent, and None unless the user allowed to keep it."""
+    """One line of the usage log; `text` is the prompt, None unless the user allowed to store it."""
 
     user: str
     prompt_tokens: int
@@ -70,13 +70,13 @@ _PAUSES_S = (0.01, 0.5)  # first and longest pause before a retry
 
 @dataclass(frozen=True)
 class Usage:
-    """What one request used: tokens, unix times [s], how it ended, and its measured cost.
+    """Usage of one request: tokens, Unix times [s], final status and measured cost.
 
-    `cached_tokens` are those of `prompt_tokens` that the prefix cache held. `cost_micro_usd` is the price of the
-    machine times the request's share of the engine's time, in whole micro-dollars.
+    `cached_tokens` are the prompt tokens served from the prefix cache. `cost_micro_usd` is the price of the machine
+    times the request's share of the engine's time, in whole micro-dollars.
 
     Raises:
-        InputError: a value that can't be: negative tokens, more cached than prompt tokens, a time that is no number.
+        InputError: an impossible value: negative tokens, more cached than prompt tokens, a time that is not a number.
     """
 
     request_id: str
@@ -114,7 +114,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenPrices:
-    """A price list in whole micro-dollars per million tokens: 0.20 USD is 200,000."""
+    """Prices in whole micro-dollars per million tokens: 0.20 USD is 200,000."""
 
     prompt: int
     cached: int  # of prompt tokens that the prefix cache held
@@ -129,7 +129,7 @@ class TokenPrices:
 
 @dataclass(frozen=True)
 class Used:
-    """What one key used of one model in a span of time, billed or (failed requests) not."""
+    """Usage of one key and model in a period, billed or (failed requests) not."""
 
     key_id: str
     model: str
@@ -148,15 +148,15 @@ def amount_micro_usd(tokens: int, micro_usd_per_mtok: int) -> int:
 
 
 class Meter:
-    """Writes and reads the usage of requests. Safe to use from many threads; several processes may share a database.
+    """Writes and reads the usage of requests. Safe to use from several threads; several processes may share a database.
 
     Args:
-        url: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; tables are made where they are missing.
+        url: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; missing tables are created.
         max_pending: requests that may wait for the writer; then `submit` waits (or raises `queue.Full`).
-        retry_s: how long a group is tried again while the database is locked or away.
+        retry_s: how long a write is retried while the database is locked or unavailable.
 
     Raises:
-        UsageDatabaseError: the database can't be opened.
+        UsageDatabaseError: the database cannot be opened.
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, max_pending: int = 10_000, retry_s: float = 30.0) -> None:
@@ -173,17 +173,17 @@ class Meter:
         self._writer.start()
 
     def submit(self, usage: Usage, *, block: bool = True) -> Future[None]:
-        """Hand over a finished request; the future is done when it is durable, and can't be cancelled.
+        """Hand over a finished request; the future is done when it is durable, and cannot be cancelled.
 
-        The future ends in UsageDatabaseError when the database went on refusing for `retry_s`: the request is then
-        not counted, and may be submitted again.
+        The future ends in UsageDatabaseError if the database refuses for longer than `retry_s`: the request is then not
+        counted, and may be submitted again.
 
         Args:
             usage: the request. Of two with the same `request_id` the first counts.
             block: wait while `max_pending` requests are waiting; else raise.
 
         Raises:
-            queue.Full: no room, and `block` is false.
+            queue.Full: `max_pending` requests are waiting, and `block` is false.
             RuntimeError: the meter is closed.
         """
         future: Future[None] = Future()
@@ -202,24 +202,24 @@ class Meter:
     def frame(
         self, since_s: float | None = None, until_s: float | None = None, key_id: str | None = None
     ) -> pd.DataFrame:
-        """Requests that finished in [since_s, until_s), one row each in order of finishing; columns as in `Usage`.
+        """Requests that finished in [since_s, until_s), one row each by time of finishing; columns as in `Usage`.
 
         Raises:
-            UsageDatabaseError: the database can't be read.
+            UsageDatabaseError: the database cannot be read.
         """
         return usage_frame(self._engine, since_s, until_s, key_id)
 
     def spent_micro_usd(
         self, key_id: str, month: str | None = None, prices: TokenPrices | None = None
     ) -> int:
-        """What a key has spent in a month (YYYY-MM, UTC; default: the present one) in micro-dollars.
+        """Spending of a key in a month (YYYY-MM, UTC; default: the current one) in micro-dollars.
 
-        At these prices what is billed, without fees; without prices the measured cost of all its requests. Up to
-        `SPENT_FRESH_S` old, so that it can be asked for at each request.
+        With prices: what is billed at them, without fees; without: the measured cost of all its requests. Up to
+        `SPENT_FRESH_S` old, so that it can be read for each request.
 
         Raises:
             InputError: `month` is not YYYY-MM.
-            UsageDatabaseError: the database can't be read.
+            UsageDatabaseError: the database cannot be read.
         """
         month = month or month_of(time.time())
         now = time.monotonic()
@@ -247,7 +247,7 @@ class Meter:
         return spent
 
     def close(self) -> None:
-        """Write what was submitted, then stop; a failure is set on the future of its request."""
+        """Write what was submitted, then stop; futures of requests that cannot be written end in their error."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -289,7 +289,7 @@ class Meter:
                     connection.execute(self._insert, rows)
                 return
             except UsageDatabaseError as error:
-                if not passes(error.__cause__ or error) or time.monotonic() + pause_s > until:
+                if not is_transient(error.__cause__ or error) or time.monotonic() + pause_s > until:
                     raise
             time.sleep(pause_s)
             pause_s = min(longest_s, 2 * pause_s)
@@ -298,10 +298,10 @@ class Meter:
 def usage_frame(
     engine: Engine, since_s: float | None = None, until_s: float | None = None, key_id: str | None = None
 ) -> pd.DataFrame:
-    """`Meter.frame` of a database opened by `open_database`, without a meter.
+    """As `Meter.frame`, from a database that `open_database` opened: for readers without a meter.
 
     Raises:
-        UsageDatabaseError: the database can't be read.
+        UsageDatabaseError: the database cannot be read.
     """
     import pandas as pd
 
@@ -320,10 +320,10 @@ def usage_frame(
 
 
 def used_by_key(engine: Engine, since_s: float, until_s: float) -> list[Used]:
-    """Sums over the requests that finished in [since_s, until_s), by key and model; summed within the database.
+    """Sums over the requests that finished in [since_s, until_s), by key and model; computed by the database.
 
     Raises:
-        UsageDatabaseError: the database can't be read.
+        UsageDatabaseError: the database cannot be read.
     """
     one, is_billed = REQUESTS.c, REQUESTS.c.status.in_(BILLED_STATUSES)
     sums = (one.prompt_tokens, one.cached_tokens, one.output_tokens, one.cost_micro_usd)

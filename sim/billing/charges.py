@@ -1,13 +1,13 @@
-"""What one customer's subscription comes to in a month: its lines, at the prices of a plan in a scenario.
+"""Charges of one customer's subscription in a month: its lines, at the prices of a plan in a scenario.
 
-Models a price list applied to counted usage. Prices, included tokens, minimums and payment in advance are those of
-`sim.stages.market.plan_book` and `sim.stages.market.contracts`, by the same functions that the simulated company
-bills with; what there is a cohort is here one customer, what there is an assumed mean is here a count.
+Models a price list applied to metered usage. Prices, included tokens, minimums and payment in advance are those of
+`sim.stages.market.plan_book` and `sim.stages.market.contracts`, by the same functions that bill in the simulated
+company; what is a cohort there is one customer here, what is an assumed mean there is a count here.
 
 - A unit price is a whole number of micro-dollars, for tokens per million of them. Each line is quantity × unit price,
   rounded once, half to even.
-- A seat is a key: a plan with seats charges for the most keys that were good at once. A fee is owed for each month in
-  which a key of the plan was good, and to the end of a contract's running term.
+- A seat is a key: a plan with seats charges for the most keys that were valid at once. A fee is owed for each month in
+  which a key of the plan was valid, and to the end of a contract's running term.
 - Failed requests ("error", "timeout") are listed and not charged.
 
 Months are counted from year 0 where they are numbers (`month_index`).
@@ -60,9 +60,9 @@ KINDS = (
 class InvoiceLine:
     """One line of an invoice.
 
-    Kinds: onboarding, fee, licence; `TOKEN_KINDS`; included (less than zero: usage that the fee covers), commitment (a
-    contract's minimum beyond usage), advance (prepaid months), drawn (less than zero: this month of them), trial (less
-    than zero: all of a trial month), tax.
+    Kinds: onboarding, fee, licence; `TOKEN_KINDS`; included (negative: usage that the fee covers), commitment (a
+    contract's minimum beyond usage), advance (prepaid months), drawn (negative: this month's part of them), trial
+    (negative: all of a trial month), tax.
     """
 
     kind: str
@@ -77,22 +77,22 @@ class InvoiceLine:
 
 
 def month_index(month: str) -> int:
-    """Months since year 0 of YYYY-MM."""
+    """Months since year 0 of a month YYYY-MM."""
     return int(month[:4]) * 12 + int(month[5:7]) - 1
 
 
 def first_month(key: ApiKey) -> int:
-    """The month in which a key was made."""
+    """Month in which the key was created."""
     return month_index(month_of(key.created_s))
 
 
 def last_month(key: ApiKey) -> float:
-    """The last month in which a key was good; inf when nothing ends it."""
+    """Last month in which the key is valid; inf without expiry."""
     return math.inf if key.ends_s == math.inf else month_index(month_of(math.nextafter(key.ends_s, 0)))
 
 
 def plans_of(scenario: Scenario) -> dict[str, tuple[Segment, Plan]]:
-    """All plans with their segments, named as in ledger and tables: "developers", "enterprise/committed"."""
+    """All plans with their segments, by their names in ledger and tables: "developers", "enterprise/committed"."""
     return {
         plan_key(segment_name, plan_name): (segment, plan)
         for segment_name, segment in segments_of(scenario.market).items()
@@ -101,9 +101,9 @@ def plans_of(scenario: Scenario) -> dict[str, tuple[Segment, Plan]]:
 
 
 def token_prices(scenario: Scenario, month: str) -> dict[str, TokenPrices]:
-    """What tokens cost on each plan in a month (YYYY-MM), by the plan's name; nothing where the plan bills none.
+    """Token prices in a month (YYYY-MM), by plan; without plans that bill no tokens.
 
-    Prices that follow the reference price move with the months of the scenario's run.
+    Prices that follow the reference price change with the months of the scenario's run.
     """
     run_month = max(0, month_index(month) - month_index(scenario.start_month))
     prices = {}
@@ -122,13 +122,13 @@ def charges(
     prices: TokenPrices,
     month: str,
 ) -> list[InvoiceLine]:
-    """Lines of a subscription without tax; none when nothing was used and nothing is owed.
+    """Lines of a subscription without tax; none if nothing was used and nothing is owed.
 
     Args:
         name: of the plan.
         plan: its terms.
         keys: of one customer on this plan, at least one.
-        used: in the month, by key id.
+        used: usage in the month, by key id.
         prices: of tokens in the month.
         month: YYYY-MM.
     """
@@ -160,7 +160,7 @@ def sales_tax(name: str, lines: Sequence[InvoiceLine], rate: float) -> list[Invo
 
 
 def not_metered(plan: Plan) -> list[str]:
-    """What a plan charges for that no meter counts, so that it is on no invoice."""
+    """What a plan charges for that is not metered, and therefore on no invoice."""
     parts = {
         "further services": plan.services_usd_per_month > 0,
         "a share of customers' sales": plan.share_of_customer_sales * plan.customer_sales_usd_per_month > 0,
@@ -187,7 +187,7 @@ def _token_lines(plan: str, key: ApiKey, used: Used, prices: TokenPrices) -> lis
 
 
 def _included(name: str, plan: Plan, usage: Sequence[InvoiceLine]) -> list[InvoiceLine]:
-    """What the fee covers of the usage: the same part of every token."""
+    """Usage covered by the fee: the same share of every kind of token."""
     full = sum(line.amount_micro_usd for line in usage)
     tokens = sum(line.quantity for line in usage if line.kind != "failed")
     beyond = float(beyond_included(plan, np.ones(1, dtype=np.int64), np.array([float(tokens)]))[0])
@@ -229,9 +229,9 @@ def _contract_lines(
 
 
 def _runs_since(plan: Plan, keys: Sequence[ApiKey], first: int, paying: int, now: int) -> int | None:
-    """Since which month the subscription has run without a break; None when it doesn't run this month.
+    """Month since which the subscription runs without interruption; None if it does not run this month.
 
-    It runs while a key is good, and on to the end of the contract's term that then runs.
+    It runs while a key is valid, and on to the end of the contract's term that then runs.
     """
     spans = [(first_month(key), last_month(key)) for key in keys]
     begun, last = None, first

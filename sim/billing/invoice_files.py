@@ -1,4 +1,4 @@
-"""Invoices as files: a CSV with every line, to the micro-dollar, and a PDF for the customer to read and pay."""
+"""Invoices as files: a CSV with every line, exact in micro-dollars, and a PDF for the customer."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ _UNITS = {
 
 
 def describe(line: InvoiceLine) -> str:
-    """What a line is for, in the language of the moment."""
+    """What a line is for, in the current language."""
     what = tr(_WHAT[line.kind])
     return f"{what} {100 * line.tax_rate:.6g}%" if line.tax_rate is not None else what
 
 
 def usd(micro_usd: int, decimals: int = 6) -> str:
-    """Dollars as a decimal number, exact: "-1234.567890"; with fewer decimals rounded half to even."""
+    """Dollars as an exact decimal number, "-1234.567890"; with fewer decimals rounded half to even."""
     units = round(Fraction(abs(micro_usd) * 10**decimals, MICRO_PER_USD))
     whole, rest = divmod(units, 10**decimals)
     return f"{'-' if micro_usd < 0 and units else ''}{whole}" + (f".{rest:0{decimals}d}" if decimals else "")
 
 
 def write_bill(bill: Bill, folder: Path, *, pdf: bool = True, progress: Progress | None = None) -> list[Path]:
-    """Write MONTH.csv with the lines of all invoices, and NUMBER.csv and NUMBER.pdf of each; gives their paths.
+    """Write MONTH.csv with the lines of all invoices, and NUMBER.csv and NUMBER.pdf of each; returns their paths.
 
-    The PDFs speak the language of the moment; the CSVs, for machines, English.
+    PDFs are in the current language; CSVs, for programs, in English.
 
     Raises:
-        InputError: Chinese text, and no font for it on this machine.
+        InputError: Chinese text without a font for it on this machine.
     """
     written = [folder / f"{bill.month}.csv"]
     write_atomically(written[0], invoices_csv(bill.invoices))
@@ -90,7 +90,7 @@ def write_bill(bill: Bill, folder: Path, *, pdf: bool = True, progress: Progress
 
 
 def invoices_csv(invoices: Sequence[Invoice]) -> str:
-    """All lines as CSV, one each; amount = quantity × unit price / `price_per_units`, rounded to the micro-dollar."""
+    """All lines as CSV; amount = quantity × unit price / `price_per_units`, rounded to the micro-dollar."""
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(COLUMNS)
@@ -114,10 +114,10 @@ def invoices_csv(invoices: Sequence[Invoice]) -> str:
 
 
 def invoice_pdf(company: str, invoice: Invoice) -> bytes:
-    """The invoice on A4, in the language of the moment.
+    """The invoice as PDF on A4, in the current language.
 
     Raises:
-        InputError: Chinese text, and no font for it on this machine.
+        InputError: Chinese text without a font for it on this machine.
     """
     from sim.utils.typst import typeset
 

@@ -1,12 +1,12 @@
-"""The bill of a month: what the meter counted, at the prices of the plans in a scenario, invoice by invoice.
+"""The bill of a month: metered usage at the prices of the plans in a scenario, invoice by invoice.
 
-Models the billing run at a month's end. What is charged stands in `sim.billing.charges`; here keys become customers
-and lines become invoices. A request belongs to the month (UTC) in which it finished. A total is the sum of its lines,
-exact in micro-dollars; only what is to be paid is rounded again, to the cent. The same database, scenario and month
-give the same invoices at any time after the month's end.
+Models the billing run at a month's end. `sim.billing.charges` computes the lines; here keys become customers and lines
+become invoices. A request belongs to the month (UTC) in which it finished. A total is the sum of its lines, exact in
+micro-dollars; only the amount to pay is rounded again, to the cent. The same database, scenario and month give the
+same invoices at any time after the month's end.
 
-What a scenario states as a mean of things that no meter counts (further services, customers' own sales, fine-tuning)
-is on no invoice, nor are credits for outages; `Bill.not_billed` names the former.
+What a scenario states as a mean and is not metered (further services, customers' own sales, fine-tuning) is on no
+invoice, nor are credits for outages; `Bill.not_billed` names the former.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MICRO_PER_CENT = 10_000
 
 @dataclass(frozen=True)
 class Invoice:
-    """What one customer owes for a month. Dates are YYYY-MM-DD."""
+    """Invoice of one customer for a month. Dates are YYYY-MM-DD."""
 
     number: str
     customer: str
@@ -57,12 +57,12 @@ class Invoice:
 
     @property
     def net_micro_usd(self) -> int:
-        """The sum of the lines without tax."""
+        """Sum of the lines without tax."""
         return sum(line.amount_micro_usd for line in self.lines if line.kind != "tax")
 
     @property
     def total_micro_usd(self) -> int:
-        """The sum of the lines."""
+        """Sum of the lines."""
         return sum(line.amount_micro_usd for line in self.lines)
 
     @property
@@ -72,19 +72,19 @@ class Invoice:
 
     @property
     def tokens(self) -> int:
-        """Prompt and output tokens on the lines, failed requests' too."""
+        """Prompt and output tokens on the lines, including those of failed requests."""
         return sum(line.quantity for line in self.lines if line.kind in TOKEN_KINDS)
 
 
 @dataclass(frozen=True)
 class Bill:
-    """All invoices of a month, in the order of their numbers."""
+    """All invoices of a month, by number."""
 
     company: str
     month: str
     is_preliminary: bool
     invoices: tuple[Invoice, ...]
-    unassigned: tuple[Used, ...]  # of keys that the database doesn't know: metered, billed to nobody
+    unassigned: tuple[Used, ...]  # metered for keys that are not in the database; on no invoice
     not_billed: tuple[str, ...]  # parts of the plans on the invoices that no meter counts
 
 
@@ -95,12 +95,12 @@ def bill(url: str, scenario: Scenario, month: str, *, now_s: float, default_plan
         url: of the database.
         scenario: whose plans and prices are charged.
         month: YYYY-MM.
-        now_s: unix time [s]; a month that isn't over by then is preliminary.
-        default_plan: of keys that name none.
+        now_s: Unix time [s]; a month that has not ended by then is preliminary.
+        default_plan: of keys without a plan.
 
     Raises:
-        InputError: no such month, one that hasn't begun, a plan that the scenario doesn't have.
-        UsageDatabaseError: the database can't be read.
+        InputError: an invalid month, one that has not begun, or a plan that is not in the scenario.
+        UsageDatabaseError: the database cannot be read.
     """
     start_s, end_s = month_bounds_s(month)
     if start_s > now_s:
@@ -128,10 +128,10 @@ def bill_usage(
     is_preliminary: bool = False,
     default_plan: str | None = None,
 ) -> Bill:
-    """The same from a month's sums by key and model, and all keys ever made.
+    """The invoices from a month's sums by key and model, and all keys.
 
     Raises:
-        InputError: a key that is charged for is on no plan, or on one that the scenario doesn't have.
+        InputError: a key to be charged has no plan, or one that is not in the scenario.
     """
     by_key: dict[str, list[Used]] = {}
     for one in used:

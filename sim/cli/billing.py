@@ -1,4 +1,4 @@
-"""The commands `flywheel keys …` and `flywheel bill`: who may ask, and what they owe."""
+"""The commands `flywheel keys …` and `flywheel bill`: API keys and invoices."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def create(
     database: DatabaseOption = _DATABASE,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a key and show its secret, this once: the database holds only its hash."""
+    """Create a key and show its secret, this once: the database holds only its hash."""
     from engine.usage.api_keys import ApiKeys
 
     if scenario is not None and plan is not None:
@@ -81,7 +81,7 @@ def list_keys(
     database: DatabaseOption = _DATABASE,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show all keys that were ever made, oldest first, without their secrets."""
+    """List all keys, oldest first, without their secrets."""
     from dataclasses import asdict
     from time import time
 
@@ -115,7 +115,7 @@ def revoke(
     key_id: Annotated[str, typer.Argument(help="Id of the key, as `flywheel keys list` shows it.")],
     database: DatabaseOption = _DATABASE,
 ) -> None:
-    """Refuse a key from now on; a running server sees it within a second."""
+    """Refuse a key from now on; a running server follows within a second."""
     from engine.usage.api_keys import ApiKeys
 
     keys = ApiKeys(database, create=False)
@@ -193,7 +193,7 @@ def _as_json(billed: Bill, written: list[Path]) -> dict[str, Any]:
 
     from sim.billing.invoice_files import usd
 
-    def told(invoice: Invoice) -> dict[str, Any]:
+    def row(invoice: Invoice) -> dict[str, Any]:
         return {
             "number": invoice.number,
             "customer": invoice.customer,
@@ -212,7 +212,7 @@ def _as_json(billed: Bill, written: list[Path]) -> dict[str, Any]:
         "company": billed.company,
         "month": billed.month,
         "preliminary": billed.is_preliminary,
-        "invoices": [told(invoice) for invoice in billed.invoices],
+        "invoices": [row(invoice) for invoice in billed.invoices],
         "billed_to_nobody": [asdict(used) for used in billed.unassigned],
         "not_metered": list(billed.not_billed),
         "files": [str(path) for path in written],
